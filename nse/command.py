@@ -1,0 +1,180 @@
+"""The contracts `nse edit` and `nse stats`: files in, files out, no ledger. Everything that went in is named in the report."""
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+
+from nse.architecture import EditableModel, load_model
+from nse.batch import Progress, silent
+from nse.contexts import ContextTemplates, read_contexts, sample_contexts
+from nse.delta import Delta, LayerDelta
+from nse.editors import EditContext, EditResult, get_editor
+from nse.errors import NseError, RequestError
+from nse.fingerprint import file_digest, json_digest
+from nse.hyperparameters import read_hyperparameters
+from nse.patch import compose, patched, version_digest
+from nse.request import read_requests
+from nse.statistics import SecondMoments, collect_second_moments, read_second_moments
+
+
+@dataclass(frozen=True, slots=True)
+class EditFiles:
+    """The inputs of `nse edit`, all but the first three optional."""
+
+    model: Path
+    requests: Path
+    hparams: Path
+    method: str = "nse"
+    second_moment: Path | None = None
+    contexts: Path | None = None
+
+
+def edit_stream(
+    files: EditFiles,
+    *,
+    output: Path,
+    batch_size: int | None = None,
+    seed: int = 0,
+    save_model: Path | None = None,
+    progress: Progress = silent,
+) -> dict[str, Any]:
+    """Edits a stream of batches and writes `delta.safetensors`, `values.safetensors` and `report.json` into `output`.
+
+    Args:
+        files: What to edit, with what.
+        output: Folder; made if missing. Nothing is written before all batches are done.
+        batch_size: Requests per round; all in one if not given.
+        seed: Of the context templates that are sampled where no file is given.
+        save_model: Folder for the edited model in transformers' own format.
+        progress: Called as `progress(stage, done, total)`.
+
+    Returns:
+        The report.
+
+    Raises:
+        NseError: If an input is malformed or does not fit.
+    """
+    requests = read_requests(files.requests)
+    if not requests:
+        raise RequestError(f"{files.requests} holds no request: there is nothing to edit")
+    hparams = read_hyperparameters(files.hparams)
+    editable = load_model(files.model)
+    editable.check_layers(hparams.settings.layers)
+    contexts = read_contexts(files.contexts) if files.contexts else sample_contexts(editable, seed=seed)
+    moments = _second_moments(editable, files, hparams.settings.layers)
+    context = EditContext(hparams.settings, moments, contexts, progress=progress)
+    results: list[EditResult] = []
+    size = batch_size or len(requests)
+    for start in range(0, len(requests), size):
+        progress("batch", start // size + 1, -(-len(requests) // size))
+        batch = requests[start : start + size]
+        results.append(
+            get_editor(files.method).edit(editable, batch, replace(context, previous=tuple(r.delta for r in results)))
+        )
+    delta = merge([r.delta for r in results])
+    weights = compose(editable, [r.delta for r in results])
+    report = {
+        "schema": 1,
+        "method": files.method,
+        "requests": [asdict(case) for r in results for case in r.cases],
+        "batches": [{"size": len(r.cases), "seconds": r.seconds} for r in results],
+        "hyper_parameters": hparams.settings.to_dict(),
+        "unused_keys": list(hparams.unused),
+        "contexts": contexts,
+        "seed": seed,
+        "digests": _digests(editable, files, weights, contexts),
+        "versions": versions(),
+    }
+    _write(output, delta, torch.cat([r.values for r in results]), report)
+    if save_model is not None:
+        with patched(editable, weights):
+            editable.model.save_pretrained(save_model)
+        editable.tokenizer.save_pretrained(save_model)
+    return report
+
+
+def collect(
+    *,
+    model: Path,
+    corpus: Path,
+    layers: Sequence[int],
+    output: Path,
+    tokens: int | None = None,
+    progress: Progress = silent,
+) -> dict[str, Any]:
+    """Estimates second moments and writes them; returns their metadata.
+
+    Raises:
+        NseError: If the model or the corpus cannot be read, or a layer does not exist.
+    """
+    begun = time.perf_counter()
+    editable = load_model(model)
+    moments = collect_second_moments(editable, corpus, layers=layers, tokens=tokens, progress=progress)
+    moments.save(output)
+    return {**moments.metadata, "modules": sorted(moments.moments), "seconds": time.perf_counter() - begun}
+
+
+def merge(deltas: Sequence[Delta]) -> Delta:
+    """One delta whose columns are those of all, in order: base + left @ right is the end of the stream."""
+    names = [name for delta in deltas for name in delta.case_ids]
+    layers: dict[str, LayerDelta] = {}
+    for parameter in dict.fromkeys(p for delta in deltas for p in delta.layers):
+        offset, parts = 0, []
+        for delta in deltas:
+            if parameter in delta.layers:
+                own = delta.layers[parameter]
+                parts.append((own.left, own.right, own.case_index + offset, own.keys))
+            offset += len(delta.case_ids)
+        left, right, index, keys = zip(*parts, strict=True)
+        layers[parameter] = LayerDelta(torch.cat(left, dim=1), torch.cat(right), torch.cat(index), torch.cat(keys))
+    return Delta(layers, tuple(names), deltas[0].base_digest, dict(deltas[0].metadata))
+
+
+def versions() -> dict[str, str]:
+    """Versions of what computes."""
+    return {name: version(name) for name in ("torch", "transformers", "safetensors", "numpy")}
+
+
+def _second_moments(editable: EditableModel, files: EditFiles, layers: Sequence[int]) -> SecondMoments:
+    if files.second_moment is None:
+        raise NseError(
+            "no second moments: make them with `nse stats --model ... --corpus ... --layers ...`, give --second-moment"
+        )
+    module = editable.projection_name(layers[0]) if len(layers) == 1 else None
+    moments = read_second_moments(files.second_moment, module=module)
+    made_for = moments.metadata.get("model_digest", editable.base_digest)
+    if made_for != editable.base_digest:
+        raise NseError(
+            f"{files.second_moment} was made for model {made_for[:12]}, this is {editable.base_digest[:12]}: run `nse stats`"
+        )
+    for layer in layers:
+        moments.of(editable.projection_name(layer))
+    return moments
+
+
+def _digests(
+    editable: EditableModel, files: EditFiles, weights: dict[str, torch.Tensor], contexts: ContextTemplates
+) -> dict[str, str]:
+    return {
+        "base": editable.base_digest,
+        "edited": version_digest(editable, weights),
+        "tokenizer": editable.tokenizer_digest,
+        "requests": file_digest(files.requests),
+        "hparams": file_digest(files.hparams),
+        "second_moment": file_digest(files.second_moment) if files.second_moment else "",
+        "contexts": json_digest(contexts),
+    }
+
+
+def _write(output: Path, delta: Delta, values: torch.Tensor, report: dict[str, Any]) -> None:
+    output.mkdir(parents=True, exist_ok=True)
+    delta.save(output / "delta.safetensors")
+    save_file({"z": values.contiguous()}, output / "values.safetensors")
+    (output / "report.json").write_text(json.dumps(report, indent=1, sort_keys=True) + "\n", encoding="utf-8")

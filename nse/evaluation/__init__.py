@@ -1,0 +1,1 @@
+"""Judging a model: probes, metrics, suites and gates. Knows nothing of editors."""

@@ -1,0 +1,101 @@
+"""Probes: the single questions that an evaluation asks, made from requests, known facts and canaries."""
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from nse.request import EditRequest
+
+Kind = Literal["efficacy", "generalization", "specificity", "retention", "untouched", "canary"]
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """One question.
+
+    Attributes:
+        kind: What it measures.
+        case_id: The request, fact or canary that it belongs to.
+        prompt: Text that the answer follows.
+        expected: The right answer.
+        foil: A wrong answer to compare probabilities with, if there is one.
+    """
+
+    kind: Kind
+    case_id: str
+    prompt: str
+    expected: str
+    foil: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class KnownFact:
+    """A fact that a suite holds the model to."""
+
+    subject: str
+    relation: str
+    object: str
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """What it is about, whatever the answer."""
+        return (self.subject.casefold(), self.relation)
+
+
+def shuffled(items: Iterable[str], seed: str) -> list[str]:
+    """The items in an order that depends on `seed` alone, the same on every machine."""
+    return sorted(set(items), key=lambda item: hashlib.sha256(f"{seed}\x00{item}".encode()).digest())
+
+
+def request_probes(
+    request: EditRequest,
+    *,
+    facts: Sequence[KnownFact],
+    templates: Sequence[str],
+    edited: set[tuple[str, str]],
+    neighbours: int,
+) -> list[Probe]:
+    """The probes of one correction: its prompt, wordings it was not written with, and neighbours that must not move.
+
+    Args:
+        request: The correction.
+        facts: Known facts of the correction's relation.
+        templates: Wordings of its relation.
+        edited: (subject, relation) pairs that are corrected now or were before: they are no neighbours.
+        neighbours: How many neighbours to ask; those with the same old object come first.
+    """
+    new, old = request.target_new, request.target_true
+    probes = [Probe("efficacy", request.case_id, request.prompt, new, old)]
+    unseen = [t.replace("{}", request.subject) for t in templates if t != request.prompt_template]
+    probes += [Probe("generalization", request.case_id, p, new, old) for p in (*request.paraphrase_prompts, *unseen)]
+    if old is not None:
+        probes += [Probe("specificity", request.case_id, p, old, new) for p in request.neighborhood_prompts]
+    others = {f.subject: f for f in facts if f.key not in edited and f.subject.casefold() != request.subject.casefold()}
+    same = shuffled((s for s, f in others.items() if f.object == old), request.subject)
+    rest = shuffled((s for s, f in others.items() if f.object != old), request.subject)
+    for subject in [*same, *rest][:neighbours]:
+        expected = others[subject].object
+        foil = new if expected != new else old
+        probes.append(
+            Probe("specificity", request.case_id, request.prompt_template.replace("{}", subject), expected, foil)
+        )
+    return probes
+
+
+def untouched_probes(
+    facts: Sequence[KnownFact], *, templates: dict[str, tuple[str, ...]], edited: set[tuple[str, str]]
+) -> list[Probe]:
+    """One question for every known fact that no correction is about, its wording chosen by its subject."""
+    objects: dict[str, list[str]] = {}
+    for fact in facts:
+        objects.setdefault(fact.relation, []).append(fact.object)
+    probes = []
+    for fact in facts:
+        if fact.key in edited:
+            continue
+        template = shuffled(templates[fact.relation], fact.subject)[0]
+        foil = next((o for o in shuffled(objects[fact.relation], fact.subject) if o != fact.object), None)
+        case = f"{fact.subject} / {fact.relation}"
+        probes.append(Probe("untouched", case, template.replace("{}", fact.subject), fact.object, foil))
+    return probes

@@ -1,0 +1,133 @@
+"""Asking probes: every answer once by probability and once by greedy free generation, and the metrics of the answers."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from nse.architecture import EditableModel
+from nse.batch import Progress, silent
+from nse.evaluation.generate import answer, generate, same_answer
+from nse.evaluation.probes import Probe, request_probes, untouched_probes
+from nse.evaluation.score import log_probabilities, perplexity
+from nse.evaluation.suites import Suite
+from nse.patch import base_in_force
+from nse.request import EditRequest
+
+
+@dataclass(frozen=True, slots=True)
+class CaseOutcome:
+    """The answer to one probe.
+
+    Attributes:
+        kind: What it measures.
+        case_id: The request, fact or canary that it belongs to.
+        prompt: The question.
+        expected: The right answer.
+        probability: p(expected | prompt), all its tokens.
+        preferred: Whether `expected` is more probable per token than the foil (over one half, if there is no foil).
+        generated: The answer by greedy free generation.
+        passed: Whether that answer is `expected`.
+    """
+
+    kind: str
+    case_id: str
+    prompt: str
+    expected: str
+    probability: float
+    preferred: bool
+    generated: str
+    passed: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """Metrics by name, in [0, 1] where they are shares, and the outcome of every probe."""
+
+    metrics: dict[str, float]
+    cases: tuple[CaseOutcome, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return {"metrics": self.metrics, "cases": [asdict(c) for c in self.cases]}
+
+
+def probes_of(suite: Suite, requests: Sequence[EditRequest], retained: Sequence[EditRequest]) -> list[Probe]:
+    """All questions of a suite about a model that shall hold `requests` (new) and `retained` (earlier corrections)."""
+    edited = {(r.subject.casefold(), r.relation or "") for r in (*requests, *retained)}
+    probes = []
+    for request in requests:
+        relation = request.relation or ""
+        probes += request_probes(
+            request,
+            facts=[f for f in suite.facts if f.relation == relation],
+            templates=suite.templates.get(relation, ()),
+            edited=edited,
+            neighbours=suite.neighbours,
+        )
+    probes += [Probe("retention", r.case_id, r.prompt, r.target_new, r.target_true) for r in retained]
+    probes += untouched_probes(suite.facts, templates=suite.templates, edited=edited)
+    probes += [Probe("canary", f"canary {i + 1}", c.prompt, c.equals) for i, c in enumerate(suite.canaries)]
+    return probes
+
+
+def ask(editable: EditableModel, probes: Sequence[Probe], *, progress: Progress = silent) -> tuple[CaseOutcome, ...]:
+    """Asks each probe under the weights in force."""
+    pairs = [(p.prompt, p.expected) for p in probes]
+    foils = [(p.prompt, p.foil) for p in probes if p.foil is not None]
+    scores = log_probabilities(editable, [*pairs, *foils], progress=progress)
+    foil_scores = iter(scores[len(pairs) :])
+    texts = generate(editable, [p.prompt for p in probes], progress=progress)
+    outcomes = []
+    for probe, (score, tokens), text in zip(probes, scores, texts, strict=False):
+        against = next(foil_scores) if probe.foil is not None else (math.log(0.5) * tokens, tokens)
+        outcomes.append(
+            CaseOutcome(
+                probe.kind,
+                probe.case_id,
+                probe.prompt,
+                probe.expected,
+                math.exp(score),
+                score / tokens > against[0] / against[1],
+                answer(text),
+                same_answer(text, probe.expected),
+            )
+        )
+    return tuple(outcomes)
+
+
+def evaluate(
+    editable: EditableModel,
+    suite: Suite,
+    *,
+    requests: Sequence[EditRequest] = (),
+    retained: Sequence[EditRequest] = (),
+    progress: Progress = silent,
+) -> Evaluation:
+    """Runs a suite on the weights in force.
+
+    Args:
+        editable: The model.
+        suite: What to ask.
+        requests: Corrections under judgement: efficacy, generalization, specificity.
+        retained: Corrections of earlier rounds that must still hold.
+        progress: Called as `progress(stage, done, total)`.
+
+    Returns:
+        Metrics `<kind>` (by probability) and `<kind>_generation` for each kind that had probes, `perplexity`, and
+        `perplexity_ratio` to the base model.
+
+    Raises:
+        TokenError: If a prompt does not fit the model.
+    """
+    cases = ask(editable, probes_of(suite, requests, retained), progress=progress)
+    metrics: dict[str, float] = {}
+    for kind in dict.fromkeys(c.kind for c in cases):
+        own = [c for c in cases if c.kind == kind]
+        metrics[kind] = sum(c.preferred for c in own) / len(own)
+        metrics[f"{kind}_generation"] = sum(c.passed for c in own) / len(own)
+    if suite.texts:
+        metrics["perplexity"] = perplexity(editable, suite.texts)
+        with base_in_force(editable):
+            metrics["perplexity_ratio"] = metrics["perplexity"] / perplexity(editable, suite.texts)
+    return Evaluation(metrics, cases)

@@ -1,0 +1,183 @@
+"""An edit request: one fact to be written, as data. Reads the formats that the field uses; edits nothing."""
+
+import csv
+import io
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nse.errors import RequestError
+
+
+@dataclass(frozen=True, slots=True)
+class EditRequest:
+    """Write "`prompt_template` with `subject`" -> `target_new` into a model.
+
+    Attributes:
+        case_id: Name of the request, unique in its stream.
+        subject: The entity, as it stands in the prompt.
+        prompt_template: Text with exactly one `{}` where the subject goes; the target follows its end.
+        target_new: The object to be learned, without a leading space.
+        target_true: The object believed so far, if known.
+        relation: Name of the relation, if known.
+        paraphrase_prompts: Other wordings (complete texts), for evaluation only.
+        neighborhood_prompts: Prompts about other subjects whose answer must stay, for evaluation only.
+        generation_prompts: Prompts for free generation, for evaluation only.
+    """
+
+    case_id: str
+    subject: str
+    prompt_template: str
+    target_new: str
+    target_true: str | None = None
+    relation: str | None = None
+    paraphrase_prompts: tuple[str, ...] = ()
+    neighborhood_prompts: tuple[str, ...] = ()
+    generation_prompts: tuple[str, ...] = ()
+
+    @property
+    def prompt(self) -> str:
+        """The prompt with its subject in place."""
+        return self.prompt_template.replace("{}", self.subject)
+
+    def problems(self) -> list[tuple[str, str]]:
+        """Lists (field, what is wrong and what to do); empty when the request is well formed."""
+        found = []
+        if not self.subject.strip():
+            found.append(("subject", "is empty: name the entity that the fact is about"))
+        if not self.target_new.strip():
+            found.append(("target_new", "is empty: give the object that the model shall answer"))
+        holes = self.prompt_template.count("{}")
+        if holes != 1:
+            found.append(
+                ("prompt_template", f"has {holes} '{{}}' instead of one: put '{{}}' exactly where the subject stands")
+            )
+        if self.target_true is not None and self.target_true.strip() == self.target_new.strip():
+            found.append(("target_new", f"equals the old object {self.target_true!r}: there is nothing to change"))
+        return found
+
+    def checked(self) -> "EditRequest":
+        """Returns itself.
+
+        Raises:
+            RequestError: If `problems()` finds any; the message names the case and the first field.
+        """
+        if problems := self.problems():
+            field, reason = problems[0]
+            raise RequestError(f"request {self.case_id}: {field} {reason}")
+        return self
+
+
+def read_requests(path: Path) -> list[EditRequest]:
+    """Reads CounterFact or zsRE (MEND layout) JSON, our own JSONL, or CSV, by content.
+
+    Raises:
+        RequestError: If the file is missing, is not UTF-8, is in no known layout, or a record is malformed.
+    """
+    text = read_text(path)
+    if path.suffix == ".csv":
+        rows: list[Any] = list(csv.DictReader(io.StringIO(text)))
+    elif path.suffix == ".jsonl":
+        rows = [_parsed(line, f"{path} line {i}") for i, line in enumerate(text.splitlines(), 1) if line.strip()]
+    else:
+        rows = _parsed(text, str(path))
+        if not isinstance(rows, list):
+            raise RequestError(f"{path} holds a JSON {type(rows).__name__}: a list of records is needed")
+    requests = [request_of(row, case_id=str(i), where=f"{path} record {i}").checked() for i, row in enumerate(rows)]
+    names = [r.case_id for r in requests]
+    if doubled := next((n for n in names if names.count(n) > 1), None) if len(set(names)) < len(names) else None:
+        raise RequestError(f"{path} has case_id {doubled!r} more than once: give each record its own")
+    return requests
+
+
+def read_text(path: Path) -> str:
+    """Reads a UTF-8 file.
+
+    Raises:
+        RequestError: If it cannot be opened or is not UTF-8 (the message names the first bad byte).
+    """
+    try:
+        return path.read_bytes().decode("utf-8-sig")
+    except OSError as error:
+        raise RequestError(f"{path} cannot be read ({error.strerror}): check the path") from error
+    except UnicodeDecodeError as error:
+        line = error.object[: error.start].count(b"\n") + 1
+        raise RequestError(f"{path} is not UTF-8 (line {line}, byte {error.start}): save it as UTF-8") from error
+
+
+def request_of(row: Any, *, case_id: str, where: str) -> EditRequest:
+    """Builds a request from one record in any known layout; `case_id` is used if the record has none.
+
+    Raises:
+        RequestError: If the record is in no known layout or misses a field; `where` names it.
+    """
+    if not isinstance(row, Mapping):
+        raise RequestError(f"{where} is not an object: each record needs named fields")
+    try:
+        if "requested_rewrite" in row:
+            return _counterfact(row, case_id)
+        if "src" in row and "answers" in row:
+            return _zsre(row, case_id)
+        return _plain(row, case_id)
+    except KeyError as error:
+        raise RequestError(f"{where} has no field {error.args[0]!r}: add it") from error
+
+
+def _counterfact(row: Mapping[str, Any], case_id: str) -> EditRequest:
+    rewrite = row["requested_rewrite"]
+    true = rewrite.get("target_true")
+    return EditRequest(
+        case_id=str(row.get("case_id", case_id)),
+        subject=rewrite["subject"],
+        prompt_template=rewrite["prompt"],
+        target_new=_text(rewrite["target_new"]),
+        target_true=None if true is None else _text(true),
+        relation=rewrite.get("relation_id"),
+        paraphrase_prompts=tuple(row.get("paraphrase_prompts", ())),
+        neighborhood_prompts=tuple(row.get("neighborhood_prompts", ())),
+        generation_prompts=tuple(row.get("generation_prompts", ())),
+    )
+
+
+def _zsre(row: Mapping[str, Any], case_id: str) -> EditRequest:
+    subject = row["subject"]
+    neighbours = (row["loc"].removeprefix("nq question: ") + "?",) if row.get("loc") else ()
+    answers = row["answers"]
+    return EditRequest(
+        case_id=str(row.get("case_id", case_id)),
+        subject=subject,
+        prompt_template=row["src"].replace(subject, "{}", 1),
+        target_new=row["alt"] if row.get("alt") else answers[0],
+        target_true=answers[0] if row.get("alt") else None,
+        paraphrase_prompts=(row["rephrase"],) if row.get("rephrase") else (),
+        neighborhood_prompts=neighbours,
+    )
+
+
+def _plain(row: Mapping[str, Any], case_id: str) -> EditRequest:
+    template = row.get("prompt_template") or row.get("prompt")
+    if template is None:
+        raise KeyError("prompt_template")
+    return EditRequest(
+        case_id=str(row.get("case_id") or row.get("id") or case_id),
+        subject=_text(row["subject"]),
+        prompt_template=template,
+        target_new=_text(row["target_new"]),
+        target_true=row.get("target_true") or None,
+        relation=row.get("relation") or row.get("relation_id") or None,
+        paraphrase_prompts=tuple(row.get("paraphrase_prompts") or ()),
+        neighborhood_prompts=tuple(row.get("neighborhood_prompts") or ()),
+    )
+
+
+def _text(value: Any) -> str:
+    return value["str"] if isinstance(value, Mapping) else (value or "")
+
+
+def _parsed(text: str, where: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise RequestError(f"{where} is not JSON (line {error.lineno}: {error.msg}): mend it there") from error

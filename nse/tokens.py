@@ -1,0 +1,86 @@
+"""From text to tokens: the one rule for spaces, BOS and the subject's last token, in editing and scoring alike.
+
+The rule: special tokens are the tokenizer's own choice, less an EOS at the end; one space joins prompt and target unless
+either brings its own; places are found by character offsets, never by re-tokenised prefixes.
+"""
+
+from dataclasses import dataclass
+
+from transformers import PreTrainedTokenizerBase
+
+from nse.errors import TokenError
+
+
+@dataclass(frozen=True, slots=True)
+class TokenizedPrompt:
+    """Token ids of a prompt, perhaps with its target, and the places that matter in them.
+
+    Attributes:
+        ids: Token ids of prompt and target together.
+        prompt_length: Number of ids that belong to the prompt (BOS included); the rest is the target.
+        subject_last: Index of the subject's last token, -1 if no subject was given.
+    """
+
+    ids: tuple[int, ...]
+    prompt_length: int
+    subject_last: int = -1
+
+    @property
+    def target_ids(self) -> tuple[int, ...]:
+        """Token ids of the target."""
+        return self.ids[self.prompt_length :]
+
+
+def join(prompt: str, target: str) -> str:
+    """Prompt and target as one text, with one space between unless either brings white space of its own."""
+    return prompt + target if prompt[-1:].isspace() or target[:1].isspace() else f"{prompt} {target}"
+
+
+def tokenize(
+    tokenizer: PreTrainedTokenizerBase, prompt: str, *, target: str = "", subject_span: tuple[int, int] | None = None
+) -> TokenizedPrompt:
+    """Tokenises prompt and target in one go and finds the target and the subject by character offsets.
+
+    Args:
+        tokenizer: A fast tokenizer.
+        prompt: Text up to where the target begins.
+        target: Text of the target, empty for none.
+        subject_span: Character positions (start, end) of the subject in `prompt`.
+
+    Raises:
+        TokenError: If the tokenizer has no offsets, the subject has no token, or a part of the target is unknown to it.
+    """
+    if not tokenizer.is_fast:
+        raise TokenError(
+            f"{type(tokenizer).__name__} reports no character offsets: load the model with a fast tokenizer"
+        )
+    text = join(prompt, target) if target else prompt
+    encoded = tokenizer(text, return_offsets_mapping=True, return_special_tokens_mask=True)
+    ids, offsets = list(encoded["input_ids"]), list(encoded["offset_mapping"])
+    special = list(encoded["special_tokens_mask"])
+    while len(ids) > 1 and special[-1] and ids[-1] == tokenizer.eos_token_id:
+        ids.pop(), offsets.pop(), special.pop()
+    own = [i for i in range(len(ids)) if not special[i] or offsets[i][1] > offsets[i][0]]
+    length = next((i for i in own if target and offsets[i][1] > len(prompt)), len(ids))
+    if target and length == len(ids):
+        raise TokenError(f"target {target!r} has no token after {prompt!r}: give it visible characters")
+    if tokenizer.unk_token_id is not None and tokenizer.unk_token_id in ids[length:]:
+        raise TokenError(f"target {target!r} holds characters the tokenizer does not know: the model cannot produce it")
+    last = -1
+    if subject_span is not None:
+        start, end = subject_span
+        inside = [i for i in own if offsets[i][0] < end and offsets[i][1] > start and offsets[i][1] <= len(prompt)]
+        if not inside:
+            raise TokenError(f"subject {prompt[start:end]!r} has no token in {prompt!r}: check the subject's spelling")
+        last = inside[-1]
+    return TokenizedPrompt(tuple(ids), length, last)
+
+
+def tokenize_template(
+    tokenizer: PreTrainedTokenizerBase, template: str, subject: str, *, target: str = ""
+) -> TokenizedPrompt:
+    """Puts `subject` into the one `{}` of `template` and tokenises; the subject's place is that of the `{}`."""
+    start = template.index("{}")
+    prompt = template[:start] + subject + template[start + 2 :]
+    left = len(subject) - len(subject.lstrip())
+    return tokenize(tokenizer, prompt, target=target, subject_span=(start + left, start + len(subject.rstrip())))
