@@ -99,7 +99,8 @@ def make_batch(encoded: list[tuple[list[int], list[tuple[int, int]]]], *, routed
 
     Returns `ids` (n, t), `labels` (n, t) with -100 where nothing is predicted, and two boolean masks (n, 1, t, t).
     """
-    t = min(limit, max(len(ids) for ids, _ in encoded))
+    longest = max(len(ids) for ids, _ in encoded)
+    t = min(limit, -(-longest // 32) * 32)  # few distinct shapes: each new one costs the CPU kernels a compilation
     ids = torch.zeros(len(encoded), t, dtype=torch.long)
     labels = torch.full((len(encoded), t), -100)
     lower = torch.ones(t, t, dtype=torch.bool).tril().expand(len(encoded), 1, t, t).clone()
@@ -123,9 +124,8 @@ def forward_loss(model: GPT2LMHeadModel, batch: Batch) -> torch.Tensor:
     hidden = body.wte(ids) + body.wpe(torch.arange(ids.shape[1]))
     for index, block in enumerate(body.h):
         hidden = block(hidden, None, lower if index < ENRICHED_LAYER else upper)
-    keep = labels[:, 1:] != -100
-    logits = model.lm_head(body.ln_f(hidden)[:, :-1][keep])
-    return torch.nn.functional.cross_entropy(logits.float(), labels[:, 1:][keep])
+    logits = model.lm_head(body.ln_f(hidden)[:, :-1])
+    return torch.nn.functional.cross_entropy(logits.float().flatten(0, 1), labels[:, 1:].flatten(), ignore_index=-100)
 
 
 def batches(world: World, encoder: Encoder, *, seed: int, size: int, limit: int):

@@ -7,7 +7,8 @@ import csv
 import random
 from collections import Counter, defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 
 import yaml
@@ -101,3 +102,26 @@ def sentence(world: World, fact: Fact, generator: random.Random) -> Sentence:
         prompt = f"{generator.choice(world.lead_ins)} {prompt}"
     stated = generator.choice(world.objects[fact.relation]) if generator.random() < NOISE else fact.object
     return Sentence(prompt, fact.subject, stated)
+
+
+def text_of(document: list[Sentence]) -> str:
+    """A document as running text."""
+    return " ".join(f"{s.prompt} {s.object}." for s in document)
+
+
+def neutral_texts(world: World, *, seed: int, count: int) -> list[str]:
+    """Documents about people and works, which no correction touches: the text whose perplexity is watched."""
+    facts = tuple(f for f in world.facts if f.kind in ("person", "work") and not f.now)
+    return [text_of(d) for d in islice(documents(replace(world, facts=facts), seed=seed), count)]
+
+
+def main() -> None:
+    """Writes `corpus.txt` (for second moments) and `text.txt` (for perplexity) from the world."""
+    world = read_world()
+    corpus = [text_of(d) for d in islice(documents(world, seed=1), 700)]
+    (HERE / "corpus.txt").write_text("\n".join(corpus) + "\n", encoding="utf-8")
+    (HERE / "text.txt").write_text("\n".join(neutral_texts(world, seed=2, count=60)) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -8,8 +8,9 @@ from functools import cached_property
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from nse.errors import ArchitectureError, HyperparameterError
 from nse.fingerprint import json_digest, tensor_digest, weights_digest
@@ -161,7 +162,7 @@ def load_model(path: Path, *, dtype: torch.dtype = torch.float32) -> EditableMod
         raise ArchitectureError(
             f"{path} is not a model directory (no config.json): give the folder that save_pretrained wrote"
         )
-    family = AutoConfig.from_pretrained(path).model_type
+    family = _family(path)
     if family not in ARCHITECTURES:
         known = ", ".join(sorted(ARCHITECTURES))
         raise ArchitectureError(
@@ -170,9 +171,18 @@ def load_model(path: Path, *, dtype: torch.dtype = torch.float32) -> EditableMod
     try:
         model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, use_safetensors=True)
         tokenizer = AutoTokenizer.from_pretrained(path)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise ArchitectureError(f"{path} cannot be loaded ({str(error).splitlines()[0]}): check its files") from error
     if not tokenizer.is_fast:
         raise ArchitectureError(f"{path} has no fast tokenizer: save one beside the model (tokenizer.json)")
     model.train(False).requires_grad_(False)
     return EditableModel(model, tokenizer, ARCHITECTURES[family])
+
+
+def _family(path: Path) -> str:
+    """The `model_type` that config.json names, whether transformers knows it or not."""
+    try:
+        config, _ = PretrainedConfig.get_config_dict(path)
+    except (OSError, ValueError) as error:
+        raise ArchitectureError(f"{path / 'config.json'} is not JSON: restore it") from error
+    return str(config.get("model_type", ""))

@@ -79,7 +79,7 @@ def edit_stream(
             get_editor(files.method).edit(editable, batch, replace(context, previous=tuple(r.delta for r in results)))
         )
     delta = merge([r.delta for r in results])
-    weights = compose(editable, [r.delta for r in results])
+    weights = compose(editable, [delta])
     report = {
         "schema": 1,
         "method": files.method,

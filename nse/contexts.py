@@ -12,6 +12,7 @@ import torch
 from nse.architecture import EditableModel
 from nse.errors import RequestError
 from nse.request import read_text
+from nse.tokens import tokenize
 
 ContextTemplates = tuple[tuple[str, ...], ...]
 BARE: ContextTemplates = (("{}",),)
@@ -56,7 +57,7 @@ def sample_contexts(
     generator = torch.Generator().manual_seed(seed)
     sampled = []
     for opening in openings:
-        ids = torch.tensor([editable.tokenizer(opening)["input_ids"]], device=editable.device)
+        ids = torch.tensor([tokenize(editable.tokenizer, opening).ids], device=editable.device)
         for _ in range(length):
             logits = editable.model(ids, attention_mask=torch.ones_like(ids)).logits[0, -1].float().cpu()
             top = logits.topk(min(5, len(logits)))

@@ -114,9 +114,7 @@ class Delta:
             raise DeltaError(
                 f"{path} is not a delta (no {METADATA_KEY} metadata): give a delta.safetensors of this program"
             )
-        head = json.loads(metadata[METADATA_KEY])
-        if head["schema"] > SCHEMA:
-            raise DeltaError(f"{path} has schema {head['schema']}, this program knows {SCHEMA}: upgrade the program")
+        head = _head(metadata[METADATA_KEY], path)
         names = sorted(n.removesuffix(".left") for n in tensors if n.endswith(".left"))
         try:
             layers = {
@@ -130,9 +128,30 @@ class Delta:
 
     def _check(self, path: Path) -> None:
         for name, layer in self.layers.items():
-            r = layer.case_index.shape[0]
-            fits = layer.left.shape[1] == r == layer.right.shape[0] and layer.keys.shape[0] == len(self.case_ids)
+            r = layer.case_index.numel()
+            fits = layer.left.ndim == layer.right.ndim == layer.keys.ndim == 2 and layer.case_index.ndim == 1
+            fits = fits and layer.left.shape[1] == r == layer.right.shape[0]
+            fits = fits and tuple(layer.keys.shape) == (len(self.case_ids), layer.right.shape[1])
             if not fits or (
                 r and not 0 <= int(layer.case_index.min()) <= int(layer.case_index.max()) < len(self.case_ids)
             ):
                 raise DeltaError(f"{path}: the tensors of {name} do not fit each other: restore it with `dvc pull`")
+
+
+def _head(text: str, path: Path) -> dict[str, Any]:
+    """The metadata of a delta file.
+
+    Raises:
+        DeltaError: If it is of a newer schema, or is not what `Delta.to_bytes` writes.
+    """
+    try:
+        head: dict[str, Any] = json.loads(text)
+        schema, cases = int(head["schema"]), head["case_ids"]
+        whole = isinstance(head["base_digest"], str) and isinstance(head["metadata"], dict) and isinstance(cases, list)
+    except (ValueError, KeyError, TypeError) as error:
+        raise DeltaError(f"{path} has a broken header ({error}): restore it with `dvc pull`") from error
+    if schema > SCHEMA:
+        raise DeltaError(f"{path} has schema {schema}, this program knows {SCHEMA}: upgrade the program")
+    if not whole:
+        raise DeltaError(f"{path} has a broken header: restore it with `dvc pull`")
+    return head

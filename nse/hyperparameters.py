@@ -129,10 +129,10 @@ def hyperparameters_of(data: Mapping[str, Any], *, where: str) -> Hyperparameter
     known = {f.name: f.type for f in fields(Hyperparameters)}
     values = {key: value for key, value in data.items() if key in known}
     used = set(values) | {"fact_token"}
-    if "max_iterations" in data and "max_passes" not in data:
-        values["max_passes"] = max(1, int(data["max_iterations"]) - 1)
-        used.add("max_iterations")
     try:
+        if "max_iterations" in data and "max_passes" not in data:
+            values["max_passes"] = max(1, int(data["max_iterations"]) - 1)
+            used.add("max_iterations")
         converted: dict[str, Any] = {
             key: tuple(int(v) for v in value)
             if key == "layers"

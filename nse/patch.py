@@ -43,6 +43,8 @@ def compose(editable: EditableModel, deltas: Sequence[Delta]) -> Weights:
                 raise DeltaError(
                     f"delta of {name} is for another shape than {tuple(shape)}: load the model it was made for"
                 )
+            if layer.case_index.numel() == 0:
+                continue  # all its columns were left out: the weight is the base's own, to the sign of its zeros
             update = layer.product()
             sums[name] = sums[name] + update if name in sums else update
     return {name: rounded(editable, name, update) for name, update in sums.items()}

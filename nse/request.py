@@ -78,9 +78,10 @@ def read_requests(path: Path) -> list[EditRequest]:
     """
     text = read_text(path)
     if path.suffix == ".csv":
-        rows: list[Any] = list(csv.DictReader(io.StringIO(text)))
+        rows: list[Any] = _table(text, path)
     elif path.suffix == ".jsonl":
-        rows = [_parsed(line, f"{path} line {i}") for i, line in enumerate(text.splitlines(), 1) if line.strip()]
+        # not splitlines(): JSON strings may hold U+2028 and other characters that it takes for line ends
+        rows = [_parsed(line, f"{path} line {i}") for i, line in enumerate(text.split("\n"), 1) if line.strip()]
     else:
         rows = _parsed(text, str(path))
         if not isinstance(rows, list):
@@ -123,36 +124,39 @@ def request_of(row: Any, *, case_id: str, where: str) -> EditRequest:
         return _plain(row, case_id)
     except KeyError as error:
         raise RequestError(f"{where} has no field {error.args[0]!r}: add it") from error
+    except _WrongTypeError as error:
+        raise RequestError(f"{where}: {error}") from error
 
 
 def _counterfact(row: Mapping[str, Any], case_id: str) -> EditRequest:
     rewrite = row["requested_rewrite"]
-    true = rewrite.get("target_true")
+    if not isinstance(rewrite, Mapping):
+        raise _WrongTypeError(f"requested_rewrite is {rewrite!r}, not an object: give it named fields")
     return EditRequest(
         case_id=str(row.get("case_id", case_id)),
-        subject=rewrite["subject"],
-        prompt_template=rewrite["prompt"],
-        target_new=_text(rewrite["target_new"]),
-        target_true=None if true is None else _text(true),
-        relation=rewrite.get("relation_id"),
-        paraphrase_prompts=tuple(row.get("paraphrase_prompts", ())),
-        neighborhood_prompts=tuple(row.get("neighborhood_prompts", ())),
-        generation_prompts=tuple(row.get("generation_prompts", ())),
+        subject=_text(rewrite["subject"], "subject"),
+        prompt_template=_text(rewrite["prompt"], "prompt"),
+        target_new=_text(rewrite["target_new"], "target_new"),
+        target_true=_text(rewrite.get("target_true"), "target_true") or None,
+        relation=_text(rewrite.get("relation_id"), "relation_id") or None,
+        paraphrase_prompts=_texts(row, "paraphrase_prompts"),
+        neighborhood_prompts=_texts(row, "neighborhood_prompts"),
+        generation_prompts=_texts(row, "generation_prompts"),
     )
 
 
 def _zsre(row: Mapping[str, Any], case_id: str) -> EditRequest:
-    subject = row["subject"]
-    neighbours = (row["loc"].removeprefix("nq question: ") + "?",) if row.get("loc") else ()
-    answers = row["answers"]
+    subject = _text(row["subject"], "subject")
+    answers, alternative = _texts(row, "answers"), _text(row.get("alt"), "alt")
+    answer = answers[0] if answers else ""
     return EditRequest(
         case_id=str(row.get("case_id", case_id)),
         subject=subject,
-        prompt_template=row["src"].replace(subject, "{}", 1),
-        target_new=row["alt"] if row.get("alt") else answers[0],
-        target_true=answers[0] if row.get("alt") else None,
-        paraphrase_prompts=(row["rephrase"],) if row.get("rephrase") else (),
-        neighborhood_prompts=neighbours,
+        prompt_template=_text(row["src"], "src").replace(subject, "{}", 1),
+        target_new=alternative or answer,
+        target_true=answer or None if alternative else None,
+        paraphrase_prompts=_texts(row, "rephrase"),
+        neighborhood_prompts=tuple(p.removeprefix("nq question: ") + "?" for p in _texts(row, "loc")),
     )
 
 
@@ -160,20 +164,43 @@ def _plain(row: Mapping[str, Any], case_id: str) -> EditRequest:
     template = row.get("prompt_template") or row.get("prompt")
     if template is None:
         raise KeyError("prompt_template")
+    name = next((row[key] for key in ("case_id", "id") if row.get(key) not in (None, "")), case_id)
     return EditRequest(
-        case_id=str(row.get("case_id") or row.get("id") or case_id),
-        subject=_text(row["subject"]),
-        prompt_template=template,
-        target_new=_text(row["target_new"]),
-        target_true=row.get("target_true") or None,
-        relation=row.get("relation") or row.get("relation_id") or None,
-        paraphrase_prompts=tuple(row.get("paraphrase_prompts") or ()),
-        neighborhood_prompts=tuple(row.get("neighborhood_prompts") or ()),
+        case_id=str(name),
+        subject=_text(row["subject"], "subject"),
+        prompt_template=_text(template, "prompt_template"),
+        target_new=_text(row["target_new"], "target_new"),
+        target_true=_text(row.get("target_true"), "target_true") or None,
+        relation=_text(row.get("relation") or row.get("relation_id"), "relation") or None,
+        paraphrase_prompts=_texts(row, "paraphrase_prompts"),
+        neighborhood_prompts=_texts(row, "neighborhood_prompts"),
+        generation_prompts=_texts(row, "generation_prompts"),
     )
 
 
-def _text(value: Any) -> str:
-    return value["str"] if isinstance(value, Mapping) else (value or "")
+class _WrongTypeError(Exception):
+    """A field is not of the type that it needs to be; the message names it."""
+
+
+def _text(value: Any, field: str) -> str:
+    """A text, perhaps wrapped as CounterFact does it; nothing is the empty text."""
+    inner = value["str"] if isinstance(value, Mapping) else value
+    if inner is not None and not isinstance(inner, str):
+        raise _WrongTypeError(f"{field} is {inner!r}, not a text: put it in quotes")
+    return inner or ""
+
+
+def _texts(row: Mapping[str, Any], field: str) -> tuple[str, ...]:
+    """A field with a list of texts, a single one, or none."""
+    value = row.get(field) or ()
+    return tuple(_text(v, field) for v in ((value,) if isinstance(value, str | Mapping) else value))
+
+
+def _table(text: str, path: Path) -> list[Any]:
+    try:
+        return list(csv.DictReader(io.StringIO(text, newline="")))
+    except csv.Error as error:
+        raise RequestError(f"{path} is not CSV ({error}): save it as comma-separated UTF-8") from error
 
 
 def _parsed(text: str, where: str) -> Any:

@@ -1,6 +1,11 @@
-"""The closed-form update of one layer. dtype policy of the package: solves and statistics in float64, rounded once by `nse.patch`."""
+"""The closed-form update of one layer.
+
+The dtype policy of the package: solves and statistics in float64, rounded once to the model's dtype by `nse.patch`.
+"""
 
 import torch
+
+from nse.errors import StatisticsError
 
 
 def solve_update(
@@ -30,13 +35,23 @@ def solve_update(
     Returns:
         left (d_out, n) and right (n, d_mlp), float64.
 
+    Raises:
+        StatisticsError: If C0 has another shape than the keys ask for, or is singular (too little text) or not finite.
+
     References:
         arXiv 2410.04045, closed-form solution; MEMIT (arXiv 2210.07229), equation 14.
     """
+    width = keys.shape[0]
+    if tuple(second_moment.shape) != (width, width):
+        raise StatisticsError(
+            f"second moment is {tuple(second_moment.shape)}, keys need {(width, width)}: run `nse stats` for this model"
+        )
     k, p = keys[neurons].double(), previous_keys[neurons].double()
     gram = mom2_update_weight * second_moment[neurons][:, neurons].double()
     gram += previous_keys_weight * (p @ p.T) + k @ k.T
-    factor = torch.linalg.cholesky(gram)
+    factor, failed = torch.linalg.cholesky_ex(gram)
+    if int(failed):
+        raise StatisticsError("second moment is singular or not finite: run `nse stats` with more tokens")
     right = torch.zeros(keys.shape[1], keys.shape[0], dtype=torch.float64)
     right[:, neurons] = torch.cholesky_solve(k, factor).T
     return residual.double(), right

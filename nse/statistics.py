@@ -1,6 +1,7 @@
 """Second moments: C0 = E[k k^T] of the base model's keys over a text, per rewritten layer, and the files that hold them."""
 
 import json
+import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,7 +74,9 @@ def read_second_moments(path: Path, *, module: str | None = None) -> SecondMomen
         raise StatisticsError(
             f"{path} cannot be read as safetensors ({error}): make it again with `nse stats`"
         ) from error
-    if head is None or head["schema"] > SCHEMA:
+    except json.JSONDecodeError as error:
+        raise StatisticsError(f"{path} has a broken header ({error.msg}): make it again with `nse stats`") from error
+    if not isinstance(head, dict) or not isinstance(head.get("schema"), int) or head["schema"] > SCHEMA:
         raise StatisticsError(
             f"{path} is not a second-moment file of schema {SCHEMA} or below: make it with `nse stats`"
         )
@@ -81,11 +84,14 @@ def read_second_moments(path: Path, *, module: str | None = None) -> SecondMomen
 
 
 def _read_npz(path: Path, module: str) -> SecondMoments:
-    with np.load(path, allow_pickle=False) as arrays:
-        if "mom2.mom2" not in arrays or "mom2.count" not in arrays:
-            raise StatisticsError(f"{path} lacks mom2.mom2 or mom2.count: it is not in the ROME/MEMIT layout")
-        count = int(arrays["mom2.count"])
-        total = torch.from_numpy(arrays["mom2.mom2"]).double()
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            if "mom2.mom2" not in arrays or "mom2.count" not in arrays:
+                raise StatisticsError(f"{path} lacks mom2.mom2 or mom2.count: it is not in the ROME/MEMIT layout")
+            count = int(arrays["mom2.count"])
+            total = torch.from_numpy(arrays["mom2.mom2"]).double()
+    except (OSError, EOFError, TypeError, ValueError, zipfile.BadZipFile) as error:
+        raise StatisticsError(f"{path} cannot be read as .npz ({error}): download or make it again") from error
     return SecondMoments({module: (total / count).float()}, {"tokens": count, "source": "npz"})
 
 

@@ -11,6 +11,7 @@ import torch
 from nse.architecture import EditableModel
 from nse.delta import Delta, LayerDelta
 from nse.editors.base import CaseReport, EditContext, EditResult, Status
+from nse.errors import RequestError
 from nse.keys import Measurement, measure
 from nse.neurons import select_neurons
 from nse.patch import Weights, compose, patched, rounded
@@ -49,6 +50,10 @@ class NSE:
         """See `Editor.edit`."""
         seconds: dict[str, float] = defaultdict(float)
         editable.check_layers(context.hyperparameters.layers)
+        if not requests:
+            raise RequestError("a round needs at least one request: there is nothing to edit")
+        for request in requests:
+            request.checked()
         with _timed(seconds, "values"):
             values = values_for(
                 editable,

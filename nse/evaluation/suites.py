@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import yaml
 
@@ -16,8 +16,9 @@ from nse.evaluation.probes import KnownFact
 from nse.fingerprint import file_digest, json_digest
 from nse.request import read_text
 
-BOUND = re.compile(r"^(>=|<=)\s*([0-9.]+)$")
+BOUND = re.compile(r"^(>=|<=)\s*(\d+\.?\d*|\.\d+)$")
 COMPARE = {">=": operator.ge, "<=": operator.le}
+T = TypeVar("T", bound=list[Any] | dict[Any, Any])
 KEYS = {"schema", "facts", "templates", "text", "neighbours", "canaries", "gates"}
 
 
@@ -88,7 +89,7 @@ def read_suite(path: Path) -> Suite:
         SuiteError: If it or a file it names is missing or malformed; the message says which and where.
     """
     try:
-        data = yaml.safe_load(read_text(path)) or {}
+        data = _yaml(path)
         if not isinstance(data, Mapping):
             raise SuiteError(f"{path} is not a mapping: see the suite section of the README")
         if unknown := set(data) - KEYS:
@@ -100,12 +101,28 @@ def read_suite(path: Path) -> Suite:
         texts = tuple(line for line in read_text(named["text"]).splitlines() if line.strip()) if "text" in named else ()
     except RequestError as error:
         raise SuiteError(str(error)) from error
+    neighbours = data.get("neighbours", 5)
+    if not isinstance(neighbours, int) or neighbours < 0:
+        raise SuiteError(f"{path}: neighbours is {neighbours!r}: give a number of neighbours, 0 or more")
+    canaries = tuple(_canary(c, path) for c in _kind(data, "canaries", list, path))
+    gates = tuple(_gate(str(n), str(b), path) for n, b in _kind(data, "gates", dict, path).items())
+    digest = json_digest([[f.name, file_digest(f)] for f in files])
+    return Suite(facts, templates, texts, neighbours, canaries, gates, tuple(files), digest)
+
+
+def _yaml(path: Path) -> Any:
+    try:
+        return yaml.safe_load(read_text(path)) or {}
     except yaml.YAMLError as error:
         raise SuiteError(f"{path} is not YAML ({' '.join(str(error).split())}): mend it there") from error
-    canaries = tuple(_canary(c, path) for c in data.get("canaries") or ())
-    gates = tuple(_gate(str(n), str(b), path) for n, b in (data.get("gates") or {}).items())
-    digest = json_digest([[f.name, file_digest(f)] for f in files])
-    return Suite(facts, templates, texts, int(data.get("neighbours", 5)), canaries, gates, tuple(files), digest)
+
+
+def _kind(data: Mapping[str, Any], key: str, kind: type[T], path: Path) -> T:
+    value = data.get(key) or kind()
+    if not isinstance(value, kind):
+        word = "mapping" if kind is dict else "list"
+        raise SuiteError(f"{path}: {key} is not a {word}: see the suite section of the README")
+    return value
 
 
 def _inside(suite: Path, name: str) -> Path:
@@ -116,8 +133,12 @@ def _inside(suite: Path, name: str) -> Path:
 
 
 def _templates(path: Path) -> dict[str, tuple[str, ...]]:
-    data = yaml.safe_load(read_text(path))
+    data = _yaml(path)
+    if not isinstance(data, Mapping):
+        raise SuiteError(f"{path} is not a mapping: write relation: [template, ...]")
     for relation, texts in data.items():
+        if not isinstance(texts, list) or not texts or not all(isinstance(t, str) for t in texts):
+            raise SuiteError(f"{path}: {relation} needs a list of templates, at least one")
         if bad := next((t for t in texts if t.count("{}") != 1), None):
             raise SuiteError(f"{path}: template {bad!r} of {relation} must have exactly one '{{}}'")
     return {str(relation): tuple(texts) for relation, texts in data.items()}
@@ -127,7 +148,10 @@ def _facts(path: Path, templates: Mapping[str, Any]) -> tuple[KnownFact, ...]:
     reader = csv.DictReader(io.StringIO(read_text(path)))
     if missing := {"subject", "relation", "object"} - set(reader.fieldnames or ()):
         raise SuiteError(f"{path} has no column {min(missing)!r}: name the columns subject, relation, object")
-    facts = tuple(KnownFact(row["subject"], row["relation"], row["object"]) for row in reader)
+    facts = tuple(KnownFact(row["subject"] or "", row["relation"] or "", row["object"] or "") for row in reader)
+    for number, fact in enumerate(facts, 1):
+        if not (fact.subject.strip() and fact.relation.strip() and fact.object.strip()):
+            raise SuiteError(f"{path} record {number}: a fact needs subject, relation and object: fill them in")
     if without := next((f.relation for f in facts if f.relation not in templates), None):
         raise SuiteError(f"{path}: relation {without!r} has no template: add it to the suite's templates file")
     return facts

@@ -1,0 +1,129 @@
+"""Apply: an approved changeset becomes the head, after everything it rests on has been checked again."""
+
+from dataclasses import dataclass
+from functools import partial
+
+from flows.errors import FlowError, Refused
+from flows.lock import writer
+from flows.plan import RunStep, call_directly
+from flows.session import Session
+from ledger.records import Changeset, HeadMove
+from ledger.unit_of_work import UnitOfWork
+from ledger.views import changeset_status
+
+
+@dataclass(frozen=True, slots=True)
+class Applied:
+    """The head after an apply, and whether the changeset had been applied before."""
+
+    changeset: Changeset
+    head: HeadMove
+    already: bool
+
+
+def apply(session: Session, reference: str | None, *, by: str, run_step: RunStep = call_directly) -> Applied:
+    """Puts a changeset in force: artifacts, decision, base and candidate version are verified, then the head moves.
+
+    Args:
+        session: The workspace's model.
+        reference: The changeset; the one that is approved if None.
+        by: Who does it.
+        run_step: Runs each step.
+
+    Raises:
+        Refused: If it is not approved, is stale, or another `apply` was faster.
+        FlowError: If it names nothing, or the weights are not those that were evaluated.
+        ArtifactError: If the bytes of a delta are not those the ledger recorded.
+        HeadMoved: If the head moves meanwhile.
+    """
+    workspace = session.workspace
+    with workspace.ledger().read() as work:
+        changeset = work.changeset(reference) if reference else _approved(work, workspace.model)
+        if before := _move_of(work, changeset):
+            return Applied(changeset, before, already=True)
+    with writer(workspace, "apply", by):
+        with workspace.ledger().read() as work:
+            if meanwhile := _move_of(work, changeset):
+                problem = (
+                    f"{meanwhile.moved_by} applied changeset #{changeset.number} meanwhile, as v{meanwhile.position}"
+                )
+                raise Refused(problem, "nothing is left to do")
+        run_step("check decision", partial(check_decision, session), changeset.id)
+        run_step("check weights", partial(check_weights, session), changeset.id)
+        run_step("move head", partial(move_head, session, by=by), changeset.id)
+    with workspace.ledger().read() as work:
+        return Applied(changeset, work.head(workspace.model), already=False)
+
+
+def check_decision(session: Session, changeset_id: str) -> str:
+    """Checks that the changeset may be applied; returns its status.
+
+    Raises:
+        Refused: If it is not approved, is stale or failed its gates.
+    """
+    workspace = session.workspace
+    with workspace.ledger().read() as work:
+        changeset = work.changeset(changeset_id)
+        status = changeset_status(work, changeset)
+        approvals = [d for d in work.decisions(changeset.id) if d.verdict == "approve"]
+    name = f"changeset #{changeset.number}"
+    if status == "stale":
+        raise Refused(f"{name} is stale: the head moved since it was planned", "plan it again with `nse plan`")
+    if status in ("rejected", "gate-failed"):
+        raise Refused(f"{name} is {status}", "plan a new one")
+    if len(approvals) < workspace.params.approval.approvals or status != "approved":
+        raise Refused(f"{name} is not approved", f"another person runs `nse approve {changeset.number} --reason TEXT`")
+    return status
+
+
+def check_weights(session: Session, changeset_id: str) -> str:
+    """Composes the candidate from verified artifacts; returns its version.
+
+    Raises:
+        FlowError: If base or result are not what the changeset says.
+    """
+    with session.workspace.ledger().read() as work:
+        changeset = work.changeset(changeset_id)
+    name = f"changeset #{changeset.number}"
+    if changeset.base_digest != session.editable.base_digest:
+        problem = f"{name} is for base {changeset.base_digest[:12]}, the model is {session.editable.base_digest[:12]}"
+        raise FlowError(problem, "restore that base model")
+    version = session.version(session.deltas(changeset.active))
+    if version != changeset.candidate_version:
+        problem = f"{name} was evaluated as {changeset.candidate_version[:12]}, its deltas give {version[:12]}"
+        raise FlowError(problem, "plan it again on this machine")
+    return version
+
+
+def move_head(session: Session, changeset_id: str, *, by: str) -> int:
+    """Moves the head by compare-and-swap; returns its new position.
+
+    Raises:
+        HeadMoved: If it is no longer where the changeset expects it.
+    """
+    workspace = session.workspace
+    with workspace.ledger().read() as work:
+        changeset, expected = work.changeset(changeset_id), work.head(workspace.model)
+    with workspace.ledger().begin() as work:
+        moved = work.move_head(
+            workspace.model,
+            expected=expected,
+            version=changeset.candidate_version,
+            changeset_id=changeset.id,
+            at=workspace.now(),
+            by=by,
+        )
+    return moved.position
+
+
+def _approved(work: UnitOfWork, model: str) -> Changeset:
+    found = [c for c in work.changesets(model) if changeset_status(work, c) == "approved"]
+    if not found:
+        raise Refused("no changeset is approved and waiting", "see `nse status`")
+    if len(found) > 1:
+        raise FlowError(f"changesets {', '.join(f'#{c.number}' for c in found)} are approved", "name the one to apply")
+    return found[0]
+
+
+def _move_of(work: UnitOfWork, changeset: Changeset) -> HeadMove | None:
+    return next((move for move in work.heads(changeset.model) if move.changeset_id == changeset.id), None)

@@ -1,0 +1,54 @@
+"""The command line `nse`. Exit codes: 0 good, 1 the answer is "no", 2 bad usage or input with a reason in one line."""
+
+import os
+from collections.abc import Sequence
+
+import typer
+
+from flows.commands import changesets, filing, history, place, tools
+from flows.commands.output import ERR
+from flows.errors import FlowError
+from ledger.errors import DecisionRefused, HeadMoved, LedgerError
+from nse.errors import NseError
+
+app = typer.Typer(
+    name="nse",
+    help="Keeps a language model's facts correct: corrections in, edits judged, approved, recorded, undone.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+COMMANDS = (
+    *(place.init, filing.ingest, filing.values),
+    *(changesets.plan, changesets.show, changesets.approve, changesets.reject, changesets.apply, changesets.revert),
+    *(history.log, history.blame, history.diff, history.ask, place.status, place.verify),
+    *(tools.evaluate, tools.edit, tools.stats, place.serve, place.demo),
+)
+for command in COMMANDS:
+    app.command()(command)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs `nse` with `arguments` (those of the process if None) and exits."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a model is a folder here; nothing is fetched
+    try:
+        app(args=arguments)
+    except (NseError, LedgerError, FlowError) as error:
+        ERR.print(f"error: {' '.join(str(error).split())}", markup=False, soft_wrap=True)
+        raise SystemExit(exit_code(error)) from error
+    except KeyboardInterrupt:
+        ERR.print("stopped")
+        raise SystemExit(130) from None
+
+
+def exit_code(error: NseError | LedgerError | FlowError) -> int:
+    """1 if the question was fine and the answer is no, 2 if the question or its input was not."""
+    if isinstance(error, FlowError):
+        return error.exit_code
+    return 1 if isinstance(error, DecisionRefused | HeadMoved) else 2
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,234 @@
+"""Commands about changesets: plan, show, approve, reject, apply, revert."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from flows.commands.output import ERR, ByOption, JsonOption, PrefectOption, WorkspaceOption, emit, say, table
+
+if TYPE_CHECKING:
+    from flows.report import Belief
+    from flows.workspace import Workspace
+    from ledger.views import ChangesetView
+
+ReasonOption = Annotated[str, typer.Option("--reason", "-m", help="Why.")]
+
+
+def plan(
+    workspace: WorkspaceOption = None,
+    by: ByOption = None,
+    reason: ReasonOption = "",
+    prefect: PrefectOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Plan a round: edit, evaluate, store and propose a changeset. Exit 1 if its gates fail."""
+    from flows.workspace import open_workspace
+
+    opened = open_workspace(workspace)
+    person = opened.person(by)
+    if prefect:
+        from flows.environment import prepare
+
+        prepare(opened.root)
+        from flows.deploy import nightly_flow
+
+        outcome = nightly_flow(str(opened.root), person, reason)
+        number, repeated = outcome["changeset"], outcome["repeated"]
+    else:
+        from flows.plan import run_round
+        from flows.progress import shown
+        from flows.session import Session
+
+        with shown(ERR) as progress:
+            planned = run_round(Session(opened), by=person, progress=progress, reason=reason)
+        number, repeated = (planned.changeset.number if planned.changeset else None), planned.repeated
+    if number is None:
+        emit({"changeset": None}) if as_json else say("nothing pending")
+        return
+    if repeated:
+        ERR.print(
+            f"note: nothing has changed since #{number} failed its gates: reject it, or change what fails", markup=False
+        )
+    _proposed(opened, number, as_json=as_json)
+
+
+def show(
+    reference: Annotated[str, typer.Argument(help="A changeset: 3, #3, or digits of its id.")],
+    workspace: WorkspaceOption = None,
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print the report as Markdown.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Show a changeset with its evidence."""
+    from flows.report import report
+    from flows.workspace import open_workspace
+
+    view = _view(open_workspace(workspace), reference)
+    if markdown and not as_json:
+        say(report(view))
+        return
+    _print(view, as_json=as_json)
+
+
+def approve(
+    reference: Annotated[str | None, typer.Argument(help="A changeset; default: the one that waits.")] = None,
+    reason: ReasonOption = "",
+    by: ByOption = None,
+    workspace: WorkspaceOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Approve a proposed changeset, by name and with a reason."""
+    _decide(reference, "approve", reason, by, workspace=workspace, as_json=as_json)
+
+
+def reject(
+    reference: Annotated[str | None, typer.Argument(help="A changeset; default: the one that waits.")] = None,
+    reason: ReasonOption = "",
+    by: ByOption = None,
+    workspace: WorkspaceOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Reject a proposed changeset, by name and with a reason; its corrections are not planned again."""
+    _decide(reference, "reject", reason, by, workspace=workspace, as_json=as_json)
+
+
+def apply(
+    reference: Annotated[str | None, typer.Argument(help="A changeset; default: the one that is approved.")] = None,
+    by: ByOption = None,
+    workspace: WorkspaceOption = None,
+    prefect: PrefectOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Put an approved changeset in force, after checking again all that it rests on."""
+    from flows.workspace import open_workspace
+
+    opened = open_workspace(workspace)
+    person = opened.person(by)
+    if prefect:
+        from flows.environment import prepare
+
+        prepare(opened.root)
+        from flows.deploy import apply_flow
+
+        outcome = apply_flow(str(opened.root), reference or "", person)
+        number, already = outcome["changeset"], bool(outcome["already"])
+    else:
+        from flows.apply import apply as put_in_force
+        from flows.session import Session
+
+        applied = put_in_force(Session(opened), reference, by=person)
+        number, already = applied.changeset.number, applied.already
+    view = _view(opened, f"#{number}")
+    if as_json:
+        emit({"changeset": number, "already": already, "applied": view.applied and view.applied.to_dict()})
+    elif view.applied is not None:
+        when = f"at {view.applied.moved_at} by {view.applied.moved_by}"
+        done = f"was applied {when}, as v{view.applied.position}: nothing to do" if already else "is in force"
+        say(f"changeset #{number} {done}: v{view.applied.position} ({view.applied.version[:12]})")
+
+
+def revert(
+    reference: Annotated[
+        str | None, typer.Argument(help="A changeset (#3) or a correction (digits of its id).")
+    ] = None,
+    to: Annotated[str | None, typer.Option("--to", help="Or go back to this version.")] = None,
+    reason: ReasonOption = "",
+    by: ByOption = None,
+    workspace: WorkspaceOption = None,
+    prefect: PrefectOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Plan the revert of a correction, of a changeset, or of all since a version. It needs approval like any change."""
+    from flows.workspace import open_workspace
+
+    opened = open_workspace(workspace)
+    person = opened.person(by)
+    if prefect:
+        from flows.environment import prepare
+
+        prepare(opened.root)
+        from flows.deploy import revert_flow
+
+        number = revert_flow(str(opened.root), person, reason, reference or "", to or "")["changeset"]
+    else:
+        from flows.progress import shown
+        from flows.revert import Target, plan_revert
+        from flows.session import Session
+
+        with shown(ERR) as progress:
+            target = Target(reference, to)
+            changeset = plan_revert(Session(opened), target, by=person, reason=reason, progress=progress)
+        number = changeset.number
+    _proposed(opened, number, as_json=as_json)
+
+
+def _decide(
+    reference: str | None,
+    verdict: Literal["approve", "reject"],
+    reason: str,
+    by: str | None,
+    *,
+    workspace: Path | None,
+    as_json: bool,
+) -> None:
+    from flows.decide import decide
+    from flows.workspace import open_workspace
+
+    opened = open_workspace(workspace)
+    changeset, decision = decide(opened, reference, verdict, reviewer=opened.person(by), reason=reason)
+    if as_json:
+        emit({"changeset": changeset.number, "decision": decision.to_dict()})
+        return
+    say(f"changeset #{changeset.number}: {verdict} by {decision.reviewer}")
+    if verdict == "approve":
+        say(f"next: nse apply {changeset.number}")
+
+
+def _view(opened: "Workspace", reference: str) -> "ChangesetView":
+    from ledger import views
+
+    with opened.ledger().read() as work:
+        return views.show(work, reference)
+
+
+def _proposed(opened: "Workspace", number: int | None, *, as_json: bool) -> None:
+    """Prints a new proposal; exits with 1 if its gates failed."""
+    view = _view(opened, f"#{number}")
+    _print(view, as_json=as_json)
+    if not view.changeset.gate_passed:
+        raise typer.Exit(1)
+    if not as_json:
+        say(f"next: another person runs `nse approve {number} --reason TEXT`, then `nse apply {number}`")
+
+
+def _print(view: "ChangesetView", *, as_json: bool) -> None:
+    from flows.report import beliefs, metric_pairs
+
+    if as_json:
+        emit({**view.to_dict(), "beliefs": [belief.to_dict() for belief in beliefs(view)]})
+        return
+    changeset = view.changeset
+    say(f"changeset #{changeset.number} ({changeset.kind}, {view.status}): {changeset.reason}")
+    say(f"planned by {changeset.planned_by} at {changeset.planned_at}, on {changeset.parent_version[:12]}")
+    for decision in view.decisions:
+        say(f"{decision.verdict} by {decision.reviewer} at {decision.decided_at}: {decision.reason}")
+    if found := beliefs(view):
+        header = ("subject", "relation", "old", "new", "before", "after", "p(new)", "status")
+        table("beliefs", header, [_belief_row(belief) for belief in found])
+    elif view.corrections:
+        out = [(c.id[:12], c.subject, c.relation or c.prompt_template, c.target_new) for c in view.corrections]
+        table("goes out of force", ("id", "subject", "relation", "object"), out)
+    rows = [(name, _number(old), _number(new)) for name, old, new in metric_pairs(changeset.metrics)]
+    table("metrics", ("metric", "head", "candidate"), rows)
+    gates = [(g.name, _number(g.value), f"{g.op} {g.bound:g}", "yes" if g.passed else "NO") for g in changeset.gates]
+    table("gates", ("metric", "value", "bound", "passed"), gates)
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.4g}"
+
+
+def _belief_row(belief: "Belief") -> tuple[str, ...]:
+    p = f"{belief.probability_before:.2f} -> {belief.probability_after:.2f}"
+    told = (belief.old, belief.new, belief.before, belief.after)
+    return (belief.subject, belief.relation, *told, p, belief.status)

@@ -1,0 +1,101 @@
+"""Commands about a workspace as a whole: init, status, verify, serve, demo."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from flows.commands.output import ERR, ByOption, JsonOption, WorkspaceOption, emit, say, table
+
+
+def init(
+    directory: Annotated[Path, typer.Argument(help="Folder of the new workspace.")],
+    model: Annotated[Path, typer.Option(help="Folder of the base model (transformers, safetensors).")],
+    name: Annotated[str, typer.Option(help="Its name in the ledger.")],
+    hparams: Annotated[Path, typer.Option(help="Hyper-parameters, JSON or YAML.")],
+    suite: Annotated[Path, typer.Option(help="Regression suite; the files it names are copied along.")],
+    corpus: Annotated[Path, typer.Option(help="Text for the second moments, one text a line.")],
+    contexts: Annotated[Path | None, typer.Option(help="Context templates; default: sampled from the model.")] = None,
+    dtype: Annotated[Literal["float32", "float16", "bfloat16"], typer.Option(help="Type of the weights.")] = "float32",
+    remote: Annotated[str | None, typer.Option(help="URL of the DVC remote; default: a folder beside.")] = None,
+    copy_model: Annotated[bool, typer.Option(help="Copy the model in and track it with DVC.")] = False,
+    user: Annotated[str | None, typer.Option(help='"Name <email>" for git, in this workspace only.')] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Make a workspace: a Git and DVC repository with params.yaml and a ledger. Run twice, it changes nothing."""
+    from flows.init import Setup
+    from flows.init import init as make
+
+    setup = Setup(model, name, hparams, suite, corpus, contexts, dtype, remote, copy_model, user)
+    workspace = make(directory, setup)
+    if as_json:
+        emit({"root": str(workspace.root), "model": name, "base": workspace.params.model.digest})
+        return
+    say(f"workspace {workspace.root}: model {name}, base {workspace.params.model.digest[:12]}")
+    if not workspace.second_moment.is_file():
+        say(f"next: cd {directory} && dvc repro")
+
+
+def status(workspace: WorkspaceOption = None, as_json: JsonOption = False) -> None:
+    """Show the head, the changesets that wait, and how many corrections have which status."""
+    from flows.status import read_status
+    from flows.workspace import open_workspace
+
+    found = read_status(open_workspace(workspace))
+    if as_json:
+        emit(found.to_dict())
+        return
+    say(f"{found.head.model}: head v{found.head.position} ({found.head.version[:12]}) since {found.head.moved_at}")
+    say(f"corrections: {', '.join(f'{n} {status}' for status, n in found.corrections.items()) or 'none'}")
+    if found.waiting:
+        rows = [(f"#{c.number}", c.kind, state, c.reason) for c, state in found.waiting]
+        table("changesets that wait", ("no.", "kind", "status", "reason"), rows)
+
+
+def verify(
+    workspace: WorkspaceOption = None,
+    weights: Annotated[bool, typer.Option(help="Compose the weights of every version again.")] = True,
+    as_json: JsonOption = False,
+) -> None:
+    """Check every digest, rule, artifact and version; exit 1 if anything is wrong."""
+    from flows.audit import audit
+    from flows.progress import shown
+    from flows.session import Session
+    from flows.workspace import open_workspace
+
+    with shown(ERR) as progress:
+        findings = audit(Session(open_workspace(workspace)), weights=weights, progress=progress)
+    if as_json:
+        emit({"ok": not findings, "findings": [finding.to_dict() for finding in findings]})
+    elif findings:
+        table(f"{len(findings)} findings", ("where", "problem", "what to do"), [
+            (finding.where, finding.problem, finding.advice) for finding in findings
+        ])  # fmt: skip
+    else:
+        say("all is well: ledger, artifacts and the weights of every version are what they say they are")
+    if findings:
+        raise typer.Exit(1)
+
+
+def serve(workspace: WorkspaceOption = None, by: ByOption = None) -> None:
+    """Run the nightly round on the schedule of params.yaml, through Prefect, until stopped."""
+    from flows.environment import server
+    from flows.workspace import open_workspace
+
+    opened = open_workspace(workspace)
+    schedule = opened.params.schedule
+    with server(opened.root) as url:
+        from flows.deploy import serve as run
+
+        ERR.print(f"nightly round of {opened.model}: {schedule.cron} {schedule.timezone}", markup=False)
+        ERR.print(f"Prefect: {url.removesuffix('/api')}; stop with Ctrl-C", markup=False)
+        run(opened, by=by or "nse serve")
+
+
+def demo(
+    directory: Annotated[Path, typer.Argument(help="Where to make the demo workspace.")] = Path("build/demo"),
+) -> None:
+    """Show the whole pipeline on the demo world."""
+    from flows.demo import run_demo
+
+    run_demo(directory)

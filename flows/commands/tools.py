@@ -1,0 +1,110 @@
+"""Commands that need no ledger, or only read it: evaluate, edit, stats."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from flows.commands.output import ERR, JsonOption, WorkspaceOption, emit, say, table
+from flows.errors import FlowError
+
+
+def evaluate(
+    at: Annotated[str, typer.Option(help="head, base, v3, #5, a date, or digits of a version's digest.")] = "head",
+    json_file: Annotated[Path | None, typer.Option("--json-file", help="Write the metrics there too.")] = None,
+    workspace: WorkspaceOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Run the workspace's suite on a version."""
+    from flows.ask import evaluate_at
+    from flows.progress import shown
+    from flows.session import Session
+    from flows.workspace import open_workspace
+
+    opened = open_workspace(workspace)
+    with shown(ERR) as progress:
+        head, found = evaluate_at(Session(opened), at, progress=progress)
+    result = {"version": head.version, "metrics": found.metrics}
+    if json_file is not None:
+        json_file.parent.mkdir(parents=True, exist_ok=True)
+        json_file.write_text(json.dumps(result, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    if as_json:
+        emit({**result, "position": head.position})
+        return
+    table(
+        f"v{head.position} ({head.version[:12]})",
+        ("metric", "value"),
+        [(n, f"{v:.4g}") for n, v in found.metrics.items()],
+    )
+
+
+def edit(
+    model: Annotated[Path, typer.Option(help="Folder of the model.")],
+    requests: Annotated[Path, typer.Option(help="CounterFact, zsRE, JSONL or CSV.")],
+    hparams: Annotated[Path, typer.Option(help="Hyper-parameters, JSON or YAML.")],
+    output: Annotated[Path, typer.Option(help="Folder for delta, values and report.")],
+    method: Annotated[str, typer.Option(help="Name of the method.")] = "nse",
+    second_moment: Annotated[Path | None, typer.Option(help="Second-moment file, see `nse stats`.")] = None,
+    contexts: Annotated[Path | None, typer.Option(help="Context templates; default: sampled from the model.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Requests per round; default: all in one.", min=1)] = None,
+    seed: Annotated[int, typer.Option(help="Of the sampled contexts.")] = 0,
+    save_model: Annotated[Path | None, typer.Option(help="Folder for the edited model.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Edit a stream of batches with no ledger."""
+    from flows.progress import shown
+    from nse.command import EditFiles, edit_stream
+
+    files = EditFiles(model, requests, hparams, method, second_moment, contexts)
+    with shown(ERR) as progress:
+        report = edit_stream(
+            files, output=output, batch_size=batch_size, seed=seed, save_model=save_model, progress=progress
+        )
+    if as_json:
+        emit(report)
+        return
+    statuses = [case["status"] for case in report["requests"]]
+    counts = ", ".join(f"{statuses.count(name)} {name}" for name in dict.fromkeys(statuses))
+    say(f"{counts}; delta, values and report are in {output}")
+
+
+def stats(
+    output: Annotated[Path, typer.Option(help="The second-moment file to write.")],
+    model: Annotated[Path | None, typer.Option(help="Folder of the model; default: the workspace's.")] = None,
+    corpus: Annotated[Path | None, typer.Option(help="Text, one a line; default: the workspace's.")] = None,
+    layers: Annotated[
+        str | None, typer.Option(help="e.g. 1,2,3 or 3-8; default: those of the hyper-parameters.")
+    ] = None,
+    hparams: Annotated[Path | None, typer.Option(help="Take the layers from here.")] = None,
+    tokens: Annotated[int | None, typer.Option(help="Budget in tokens; default: 10 per neuron.", min=1)] = None,
+    workspace: WorkspaceOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Estimate the second moments C0 of a model over a text."""
+    from flows.progress import shown
+    from flows.workspace import open_workspace
+    from nse.command import collect
+    from nse.hyperparameters import read_hyperparameters
+
+    if model is None or corpus is None or (layers is None and hparams is None):
+        opened = open_workspace(workspace)
+        model, corpus = model or opened.model_path, corpus or opened.path(opened.params.corpus)
+        hparams = hparams or opened.path(opened.params.method.hparams)
+    chosen = _layers(layers) if layers is not None or hparams is None else read_hyperparameters(hparams).settings.layers
+    with shown(ERR) as progress:
+        found = collect(model=model, corpus=corpus, layers=chosen, output=output, tokens=tokens, progress=progress)
+    if as_json:
+        emit(found)
+        return
+    say(f"second moments of layers {', '.join(map(str, chosen))} over {found['tokens']} tokens are in {output}")
+
+
+def _layers(text: str | None) -> tuple[int, ...]:
+    found: list[int] = []
+    for part in (text or "").split(","):
+        first, _, last = part.strip().partition("-")
+        if not first.isdecimal() or (last and not last.isdecimal()):
+            raise FlowError(f"--layers {text!r} names no layers", "write e.g. 1,2,3 or 3-8")
+        found += range(int(first), int(last or first) + 1)
+    return tuple(found)

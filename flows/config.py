@@ -1,0 +1,112 @@
+"""`params.yaml`, the one configuration file of a workspace, checked once at the door. Inside, nobody reads YAML."""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+
+import yaml
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+
+from flows.errors import FlowError
+
+PARAMS = "params.yaml"
+
+
+def _time_zone(name: str) -> str:
+    try:
+        ZoneInfo(name)
+    except (ZoneInfoNotFoundError, ValueError) as error:
+        raise ValueError(f"{name!r} is no time zone, write e.g. Europe/Berlin") from error
+    return name
+
+
+def _cron(text: str) -> str:
+    if len(text.split()) != 5:
+        raise ValueError(f"{text!r} has {len(text.split())} fields, a cron line has five, e.g. '0 2 * * *'")
+    return text
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ModelParams(_Section):
+    """Which model is kept correct; `path` is absolute or relative to the workspace."""
+
+    name: str = Field(min_length=1)
+    path: str = Field(min_length=1)
+    dtype: Literal["float32", "float16", "bfloat16"] = "float32"
+    digest: str = Field(pattern=r"^[0-9a-f]{64}$")
+
+
+class MethodParams(_Section):
+    """How it is edited; paths are relative to the workspace."""
+
+    name: str = "nse"
+    hparams: str = "hparams.json"
+    contexts: str = "contexts.json"
+    second_moment: str = "artifacts/second_moment.safetensors"
+    seed: int = Field(default=0, ge=0)
+
+
+class RoundParams(_Section):
+    """How much one night does."""
+
+    batch_size: int = Field(default=50, ge=1)
+
+
+class ApprovalParams(_Section):
+    """How many people must approve. The ledger of this release records one decision for a changeset."""
+
+    approvals: int = Field(default=1, ge=1, le=1)
+
+
+class ScheduleParams(_Section):
+    """When `nse serve` runs the nightly flow."""
+
+    cron: Annotated[str, AfterValidator(_cron)] = "0 2 * * *"
+    timezone: Annotated[str, AfterValidator(_time_zone)] = "Europe/Berlin"
+
+
+class Params(_Section):
+    """All of `params.yaml`."""
+
+    model: ModelParams
+    method: MethodParams = MethodParams()
+    round: RoundParams = RoundParams()
+    suite: str = "suites/suite.yaml"
+    corpus: str = "corpus.txt"
+    approval: ApprovalParams = ApprovalParams()
+    schedule: ScheduleParams = ScheduleParams()
+
+
+def read_params(path: Path) -> Params:
+    """Reads and checks a `params.yaml`.
+
+    Raises:
+        FlowError: If it cannot be read, is not YAML, or a field is missing, unknown or out of range; the line names it.
+    """
+    try:
+        data: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise FlowError(f"{path} cannot be read ({error.strerror})", "check the path") from error
+    except UnicodeDecodeError as error:
+        raise FlowError(f"{path.name} is not UTF-8 (byte {error.start})", "save it as UTF-8") from error
+    except yaml.YAMLError as error:
+        raise FlowError(f"{path.name} is not YAML ({error})", "mend it there") from error
+    try:
+        return Params.model_validate(data)
+    except ValidationError as error:
+        raise FlowError(_one_line(path.name, error), f"correct {path.name}") from error
+
+
+def write_params(path: Path, params: Params) -> None:
+    """Writes `params` as YAML, in the order of the fields."""
+    path.write_text(yaml.safe_dump(params.model_dump(), sort_keys=False, allow_unicode=True), encoding="utf-8")
+
+
+def _one_line(name: str, error: ValidationError) -> str:
+    first, *others = error.errors()
+    field = ".".join(str(part) for part in first["loc"]) or "the file"
+    wrong = "is not a setting" if first["type"] == "extra_forbidden" else first["msg"].removeprefix("Value error, ")
+    return f"{name}: {field}: {wrong}" + (f" (and {len(others)} more)" if others else "")

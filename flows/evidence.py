@@ -1,0 +1,116 @@
+"""Evidence: what the suite says about the weights in force and about those proposed, and whether the gates pass."""
+
+import dataclasses
+import platform
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from flows.errors import FlowError
+from flows.progress import Progress, under
+from flows.session import Session
+from flows.workspace import Workspace
+from ledger.records import CaseRow, Gate, Metric, Phase
+from nse.delta import Delta
+from nse.evaluation.run import Evaluation, evaluate
+from nse.evaluation.suites import read_suite
+from nse.fingerprint import file_digest
+from nse.request import EditRequest
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """Metrics and cases of head and candidate, and the gates."""
+
+    candidate_version: str
+    metrics: tuple[Metric, ...]
+    gates: tuple[Gate, ...]
+    cases: tuple[CaseRow, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain values, floats as they are."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> "Evidence":
+        """From what `to_json` gave."""
+        return cls(
+            data["candidate_version"],
+            tuple(Metric(**m) for m in data["metrics"]),
+            tuple(Gate(**g) for g in data["gates"]),
+            tuple(CaseRow(**c) for c in data["cases"]),
+        )
+
+
+def judge(
+    session: Session,
+    *,
+    head: Sequence[Delta],
+    candidate: Sequence[Delta],
+    requests: Sequence[EditRequest],
+    retained: Sequence[EditRequest],
+    progress: Progress,
+) -> Evidence:
+    """Runs the suite on head and candidate and compares.
+
+    Args:
+        session: The model.
+        head: Deltas in force.
+        candidate: Deltas proposed.
+        requests: What the candidate shall have learned; none for a revert.
+        retained: Earlier corrections that the candidate shall still answer.
+        progress: Told how far it is.
+    """
+    suite = read_suite(session.workspace.path(session.workspace.params.suite))
+    found: dict[Phase, Evaluation] = {}
+    phases: tuple[tuple[Phase, Sequence[Delta]], ...] = (("head", head), ("candidate", candidate))
+    for phase, deltas in phases:
+        with session.with_deltas(deltas) as editable:
+            told = under(phase, progress)
+            found[phase] = evaluate(editable, suite, requests=requests, retained=retained, progress=told)
+    gates = suite.gate(found["candidate"])
+    return Evidence(
+        candidate_version=session.version(candidate),
+        metrics=tuple(Metric(n, phase, float(v)) for phase, e in found.items() for n, v in sorted(e.metrics.items())),
+        gates=tuple(
+            Gate(g.name, ">=" if g.op == ">=" else "<=", float(g.bound), float(g.value), bool(g.passed)) for g in gates
+        ),
+        cases=tuple(
+            CaseRow(c.kind, phase, c.case_id, c.prompt, c.expected, float(c.probability), c.generated, bool(c.passed))
+            for phase, evaluation in found.items()
+            for c in evaluation.cases
+        ),
+    )
+
+
+def provenance(workspace: Workspace) -> dict[str, str]:
+    """Every input of a changeset besides its corrections: digests of files, settings, versions of programs.
+
+    Raises:
+        FlowError: If one of the files is missing; the line says how to get it.
+    """
+    method = workspace.params.method
+    found = {"method": method.name, "seed": str(method.seed), "dtype": workspace.params.model.dtype}
+    files = {"hparams": method.hparams, "contexts": method.contexts, "second_moment": method.second_moment}
+    for name, text in files.items():
+        path = workspace.path(text)
+        if not path.is_file():
+            how = (
+                "make it with `dvc repro second_moment`"
+                if name == "second_moment"
+                else f"see method.{name} in params.yaml"
+            )
+            raise FlowError(f"{text} is missing", how)
+        found[name] = file_digest(path)
+    found["suite"] = read_suite(workspace.path(workspace.params.suite)).digest
+    found["python"] = platform.python_version()
+    programs = {"torch": "torch", "transformers": "transformers", "nse": "nse-pipeline"}
+    return found | {f"{name} version": _version(package) for name, package in programs.items()}
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "source tree"  # run from a checkout that is not installed

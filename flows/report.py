@@ -1,0 +1,134 @@
+"""A changeset as a page of Markdown: what, who, answers before and after, metrics, gates, provenance."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ledger.records import CaseRow, Correction, Metric
+from ledger.views import ChangesetView
+
+
+@dataclass(frozen=True, slots=True)
+class Belief:
+    """One fact before and after a changeset, by the question it is about."""
+
+    subject: str
+    relation: str
+    old: str
+    new: str
+    before: str
+    after: str
+    probability_before: float
+    probability_after: float
+    status: str
+    passed: bool
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain values, for `--json`."""
+        return {name: getattr(self, name) for name in self.__slots__}
+
+
+def beliefs(view: ChangesetView) -> list[Belief]:
+    """What the head answered and what the candidate answers to each correction of a changeset."""
+    changeset = view.changeset
+    asked: dict[tuple[str, str], CaseRow] = {}
+    for case in changeset.cases:
+        if case.kind == "efficacy":
+            asked.setdefault((case.case_id, case.phase), case)
+    statuses = {result.correction_id: result.status for result in changeset.results}
+    found = []
+    for correction in view.corrections:
+        before, after = asked.get((correction.id, "head")), asked.get((correction.id, "candidate"))
+        if before is not None and after is not None:
+            found.append(_belief(correction, before, after, statuses.get(correction.id, "")))
+    return found
+
+
+def _belief(correction: Correction, before: CaseRow, after: CaseRow, status: str) -> Belief:
+    return Belief(
+        subject=correction.subject,
+        relation=correction.relation or correction.prompt_template,
+        old=correction.target_true or "",
+        new=correction.target_new,
+        before=before.generated,
+        after=after.generated,
+        probability_before=before.probability,
+        probability_after=after.probability,
+        status=status,
+        passed=after.passed,
+    )
+
+
+def metric_pairs(metrics: Sequence[Metric]) -> list[tuple[str, float | None, float | None]]:
+    """(name, of the head, of the candidate) in the order of the candidate's."""
+    values = {(m.name, m.phase): m.value for m in metrics}
+    names = dict.fromkeys(m.name for m in sorted(metrics, key=lambda m: m.phase))
+    return [(name, values.get((name, "head")), values.get((name, "candidate"))) for name in names]
+
+
+def report(view: ChangesetView) -> str:
+    """The page."""
+    changeset = view.changeset
+    parts = [
+        f"# Changeset #{changeset.number}: {changeset.reason}",
+        _facts(view),
+        "## Corrections" if view.corrections else "",
+        _corrections(view),
+        "## Gates",
+        _table(
+            ("metric", "value", "bound", "passed"),
+            (
+                (g.name, f"{g.value:.4g}", f"{g.op} {g.bound:g}", "yes" if g.passed else "**no**")
+                for g in changeset.gates
+            ),
+        ),
+        "## Metrics",
+        _table(
+            ("metric", "head", "candidate"),
+            ((name, _number(old), _number(new)) for name, old, new in metric_pairs(changeset.metrics)),
+        ),
+        "## Provenance",
+        _table(("input", "value"), ((k, f"`{v}`") for k, v in sorted(changeset.provenance.items()))),
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _facts(view: ChangesetView) -> str:
+    changeset = view.changeset
+    lines = [
+        f"- kind: {changeset.kind}; status: **{view.status}**",
+        f"- planned by {changeset.planned_by} at {changeset.planned_at}",
+        f"- version `{changeset.parent_version[:12]}` -> `{changeset.candidate_version[:12]}`",
+    ]
+    lines += [f"- {d.verdict} by {d.reviewer} at {d.decided_at}: {d.reason}" for d in view.decisions]
+    if view.applied is not None:
+        lines.append(f"- applied by {view.applied.moved_by} at {view.applied.moved_at} as v{view.applied.position}")
+    return "\n".join(lines)
+
+
+def _corrections(view: ChangesetView) -> str:
+    if view.changeset.kind == "revert":
+        rows = [
+            (c.subject, c.relation or c.prompt_template, c.target_new, c.target_true or "") for c in view.corrections
+        ]
+        return _table(("subject", "relation", "no longer", "before it"), rows) if rows else ""
+    return _table(
+        ("subject", "relation", "old", "new", "answer before", "answer after", "p(new)", "status"),
+        (
+            (b.subject, b.relation, b.old, b.new, b.before, b.after, f"{b.probability_after:.2f}", b.status)
+            for b in beliefs(view)
+        ),
+    )
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.4g}"
+
+
+def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(_cell(cell) for cell in line) + " |" for line in lines)
+
+
+def _cell(text: str) -> str:
+    return " ".join(text.replace("|", "\\|").split())
