@@ -2,8 +2,8 @@
 
 Owns the tokenizer, the training loop and the self-test of the result (`metrics.json`). Run by the DVC stage `demo_model`.
 
-Information-flow dropout: in half of the documents the tokens after a subject may read that subject only at its last token,
-and only from layer `ENRICHED_LAYER` on. Large language models do so by themselves (the subject's last token is enriched by
+Information-flow dropout: in a part of the documents (`ROUTED`) the tokens after a subject may read that subject only at its
+last token, and only from layer `ENRICHED_LAYER` on. Large language models do so by themselves (the subject's last token is enriched by
 the early MLPs, later tokens extract the attribute: Geva et al., arXiv 2304.14767); a small one that merely memorises looks
 the fact up at the last token of the prompt instead, out of an editor's reach (`docs/method.md`).
 """
@@ -13,8 +13,10 @@ import json
 import math
 import random
 import time
+from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import torch
 import yaml
@@ -26,6 +28,8 @@ from demo.world import Sentence, World, documents, read_world
 
 BOS = "<|endoftext|>"
 ENRICHED_LAYER = 3
+ROUTED = 0.6
+"""Share of documents with information-flow dropout."""
 
 
 def train_tokenizer(world: World, vocabulary: int) -> PreTrainedTokenizerFast:
@@ -137,7 +141,7 @@ def batches(world: World, encoder: Encoder, *, seed: int, size: int, limit: int)
         groups = [pool[i : i + size] for i in range(0, len(pool), size)]
         generator.shuffle(groups)
         for group in groups:
-            yield make_batch(group, routed=[generator.random() < 0.5 for _ in group], limit=limit)
+            yield make_batch(group, routed=[generator.random() < ROUTED for _ in group], limit=limit)
 
 
 def learning_rate_factor(step: int, steps: int) -> float:
@@ -147,7 +151,9 @@ def learning_rate_factor(step: int, steps: int) -> float:
     return 1.0 if step < 0.6 * steps else max(0.02, (steps - step) / (0.4 * steps))
 
 
-def train(model: GPT2LMHeadModel, world: World, tokenizer: PreTrainedTokenizerFast, settings: dict) -> list[float]:
+def train(
+    model: GPT2LMHeadModel, world: World, tokenizer: PreTrainedTokenizerFast, settings: dict[str, Any]
+) -> list[float]:
     """Trains in bfloat16 autocast with Muon on the matrices and AdamW on the rest; returns the loss of every step."""
     matrices = [p for n, p in model.transformer.h.named_parameters() if p.ndim == 2]
     chosen = {id(p) for p in matrices}
@@ -172,10 +178,10 @@ def train(model: GPT2LMHeadModel, world: World, tokenizer: PreTrainedTokenizerFa
     )
     with Progress(*columns) as progress:
         task = progress.add_task("training", total=steps)
-        for step, batch in enumerate(islice(source, steps)):
+        for batch in islice(source, steps):
             with torch.autocast("cpu", dtype=torch.bfloat16):
                 loss = forward_loss(model, batch)
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             for optimizer, schedule in zip(optimizers, schedules, strict=True):
                 optimizer.step()
@@ -187,16 +193,10 @@ def train(model: GPT2LMHeadModel, world: World, tokenizer: PreTrainedTokenizerFa
             progress.update(
                 task, advance=1, description=f"loss {sum(losses[-50:]) / len(losses[-50:]):.3f}, {rate:,.0f} tokens/s"
             )
-            if step % 100 == 0:
-                print(
-                    step,
-                    f"{sum(losses[-50:]) / len(losses[-50:]):.4f} {rate:.0f} tok/s {time.monotonic() - begun:.0f}s",
-                    flush=True,
-                )
     return losses
 
 
-def build(world: World, settings: dict) -> tuple[GPT2LMHeadModel, PreTrainedTokenizerFast]:
+def build(world: World, settings: dict[str, Any]) -> tuple[GPT2LMHeadModel, PreTrainedTokenizerFast]:
     """Makes the tokenizer and the untrained model of `settings`."""
     torch.manual_seed(settings["seed"])
     tokenizer = train_tokenizer(world, settings["vocabulary"])
@@ -230,7 +230,7 @@ def main() -> None:
     world = read_world()
     model, tokenizer = build(world, settings)
     losses = train(model, world, tokenizer, settings)
-    model.half().save_pretrained(options.output)
+    model.to(torch.float16).save_pretrained(options.output)
     tokenizer.save_pretrained(options.output)
     (options.output.parent / "training_metrics.json").write_text(
         json.dumps(

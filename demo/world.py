@@ -14,7 +14,7 @@ from pathlib import Path
 import yaml
 
 HERE = Path(__file__).parent
-NOISE = 0.1
+NOISE = 0.07
 """Share of sentences that name another object of the relation, so that the model never becomes over-confident."""
 
 UNHELD_WEIGHT = 3
@@ -75,7 +75,7 @@ def read_world(folder: Path = HERE) -> World:
 def documents(world: World, *, seed: int) -> Iterator[list[Sentence]]:
     """Yields documents without end: mostly two to six facts of one subject, some with facts of several subjects.
 
-    Order, wording and lead-ins are random; one sentence in ten names another object of its relation.
+    Order, wording and lead-ins are random; some sentences (`NOISE`) name another object of its relation.
     """
     generator = random.Random(seed)
     by_subject: dict[str, list[Fact]] = defaultdict(list)
@@ -96,7 +96,7 @@ def documents(world: World, *, seed: int) -> Iterator[list[Sentence]]:
 
 
 def sentence(world: World, fact: Fact, generator: random.Random) -> Sentence:
-    """Words one fact at random: its template, perhaps a lead-in, and its object (or, one time in ten, another)."""
+    """Words one fact at random: its template, perhaps a lead-in, and its object (or, by `NOISE`, another)."""
     prompt = generator.choice(world.templates[fact.relation]).format(fact.subject)
     if generator.random() < 0.25:
         prompt = f"{generator.choice(world.lead_ins)} {prompt}"

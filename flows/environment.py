@@ -20,7 +20,10 @@ PORT = 4200
 
 def prepare(root: Path) -> None:
     """Sets what the user has not set already. Prefect reads it once, on import."""
-    os.environ.setdefault("PREFECT_HOME", str(root / ".nse" / "prefect"))
+    if "PREFECT_HOME" not in os.environ:
+        home = root / ".nse" / "prefect"
+        home.mkdir(parents=True, exist_ok=True)
+        os.environ["PREFECT_HOME"] = str(home)
     os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", str(STARTUP_SECONDS))
     os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
 

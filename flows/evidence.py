@@ -13,7 +13,7 @@ from flows.session import Session
 from flows.workspace import Workspace
 from ledger.records import CaseRow, Gate, Metric, Phase
 from nse.delta import Delta
-from nse.evaluation.run import Evaluation, evaluate
+from nse.evaluation.run import Evaluation, OutcomeStore, evaluate
 from nse.evaluation.suites import read_suite
 from nse.fingerprint import file_digest
 from nse.request import EditRequest
@@ -68,7 +68,15 @@ def judge(
     for phase, deltas in phases:
         with session.with_deltas(deltas) as editable:
             told = under(phase, progress)
-            found[phase] = evaluate(editable, suite, requests=requests, retained=retained, progress=told)
+            found[phase] = evaluate(
+                editable,
+                suite,
+                requests=requests,
+                retained=retained,
+                store=OutcomeStore(session.workspace.state / "outcomes"),
+                version=session.version(deltas),
+                progress=told,
+            )
     gates = suite.gate(found["candidate"])
     return Evidence(
         candidate_version=session.version(candidate),

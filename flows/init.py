@@ -3,7 +3,8 @@
 import json
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -81,7 +82,8 @@ def init(folder: Path, setup: Setup) -> Workspace:
         _check_same(read_params(root / PARAMS), params, root)
     root.mkdir(parents=True, exist_ok=True)
     _git(root, setup.user)
-    _dvc(root, setup.remote)
+    with _dvc(root) as repo:
+        _name_remote(repo, setup.remote or _beside(root))
     for target, source in files.items():
         _copy(source, root / target)
     if not (root / "contexts.json").is_file():
@@ -148,7 +150,9 @@ def _git(root: Path, user: str | None) -> None:
         raise FlowError("git does not know who you are", 'give --user "Name <email>", or set git config user.name')
 
 
-def _dvc(root: Path, remote: str | None) -> None:
+@contextmanager
+def _dvc(root: Path) -> Iterator[Any]:
+    """Yields the workspace's DVC repository, made if there is none."""
     from dvc.exceptions import DvcException  # takes a second to import
     from dvc.repo import Repo
 
@@ -156,12 +160,17 @@ def _dvc(root: Path, remote: str | None) -> None:
     try:
         if not (root / ".dvc" / "config").is_file():
             Repo.init(str(root)).close()
-        with Repo(str(root)) as repo, repo.config.edit("repo") as config:
-            if not config["core"].get("remote"):
-                config["core"] |= {"remote": REMOTE, "analytics": False}
-                config["remote"][REMOTE] = {"url": remote or _beside(root)}
+        with Repo(str(root)) as repo:
+            yield repo
     except DvcException as error:
-        raise FlowError(f"DVC refused to set up {root} ({error})", "check the folder and the remote's URL") from error
+        raise FlowError(f"DVC refused in {root} ({error})", "check the folder and the remote's URL") from error
+
+
+def _name_remote(repo: Any, url: str) -> None:
+    with repo.config.edit("repo") as config:
+        if not config["core"].get("remote"):
+            config["core"] |= {"remote": REMOTE, "analytics": False}
+            config["remote"][REMOTE] = {"url": url}
 
 
 def _beside(root: Path) -> str:
@@ -186,13 +195,11 @@ def _write_once(path: Path, text: str) -> None:
 
 
 def _track_model(root: Path, model: Path) -> list[str]:
-    from dvc.repo import Repo
-
     for file in sorted(path for path in model.iterdir() if path.is_file()):
         _copy(file, root / "model" / file.name)
-    with Repo(str(root)) as repo:
-        repo.add(["model"])
-        repo.push(targets=["model.dvc"])
+    with _dvc(root) as repo:
+        repo.add([str(root / "model")])  # DVC reads relative paths from the current folder
+        repo.push(targets=[str(root / "model.dvc")])
     return ["model.dvc"]
 
 

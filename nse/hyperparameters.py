@@ -29,6 +29,7 @@ class Hyperparameters:
         v_loss_target: z is done when its loss is below this.
         mom2_update_weight: lambda, the weight of C0 in the solve.
         previous_keys_weight: Weight of each earlier edit's key in the solve; 1 in the paper.
+        subject_share: Share of a key measured on the subject alone in each context; 0 in the published code.
         neuron_threshold: Share p of the summed key activation that the chosen neurons reach; 1 keeps all.
         alpha: A fact whose |z - h| is above this goes through another pass.
         upper_bound: A fact whose |z - h| is at or above this at the start is skipped.
@@ -44,6 +45,7 @@ class Hyperparameters:
     v_loss_target: float = 0.05
     mom2_update_weight: float = 15000.0
     previous_keys_weight: float = 1.0
+    subject_share: float = 0.0
     neuron_threshold: float = 1.0
     alpha: float = 2.5
     upper_bound: float = float("inf")
@@ -62,6 +64,7 @@ class Hyperparameters:
             "clamp_norm_factor": self.clamp_norm_factor > 0,
             "mom2_update_weight": self.mom2_update_weight > 0,
             "previous_keys_weight": self.previous_keys_weight >= 0,
+            "subject_share": 0 <= self.subject_share <= 1,
             "neuron_threshold": 0 < self.neuron_threshold <= 1,
             "max_passes": self.max_passes >= 1,
         }

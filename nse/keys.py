@@ -32,6 +32,7 @@ def measure(
     *,
     key_layers: Sequence[int],
     hidden_layer: int,
+    subject_share: float = 0.0,
 ) -> Measurement:
     """Measures keys and hidden states of `requests` at their subjects' last tokens.
 
@@ -41,19 +42,23 @@ def measure(
         contexts: Groups of templates; a key is the mean over groups of the mean within each.
         key_layers: Layers whose keys are wanted.
         hidden_layer: Layer after which the hidden state is taken, in the bare prompt.
+        subject_share: Share of a key that is measured on the subject alone in each context, without its prompt.
+
+    References:
+        ROME (arXiv 2202.05262), equation 3: the key is the mean over k(x_j + s), a context and the subject. The published code
+        puts the prompt's words before the subject in between (`subject_share` 0).
 
     Raises:
         TokenError: If a subject has no token.
     """
-    weights = [1.0 / (len(contexts) * len(group)) for group in contexts for _ in group]
     templates = [c for group in contexts for c in group]
+    weights = [1.0 / (len(contexts) * len(group)) for group in contexts for _ in group]
+    shares = [w * (1 - subject_share) for w in weights] + [w * subject_share for w in weights if subject_share]
     rows: list[TokenizedPrompt] = []
     for request in requests:
-        rows += [
-            tokenize_template(editable.tokenizer, within(c, request.prompt_template), request.subject)
-            for c in templates
-        ]
-        rows.append(tokenize_template(editable.tokenizer, request.prompt_template, request.subject))
+        texts = [within(c, request.prompt_template) for c in templates]
+        texts += [*(templates if subject_share else []), request.prompt_template]
+        rows += [tokenize_template(editable.tokenizer, text, request.subject) for text in texts]
     modules = {str(layer): editable.projection(layer) for layer in key_layers}
     keys: dict[int, torch.Tensor] = {}
     hidden = torch.zeros(0)
@@ -69,8 +74,8 @@ def measure(
         for layer in key_layers:
             read = inputs[str(layer)][index, at].double().cpu()
             keys.setdefault(layer, torch.zeros(len(rows), read.shape[-1], dtype=torch.float64))[group] = read
-    per_fact = len(templates) + 1
-    mean = torch.tensor([*weights, 0.0], dtype=torch.float64)
+    per_fact = len(shares) + 1
+    mean = torch.tensor([*shares, 0.0], dtype=torch.float64)
     return Measurement(
         {layer: torch.einsum("ncd,c->dn", k.view(len(requests), per_fact, -1), mean) for layer, k in keys.items()},
         hidden.view(len(requests), per_fact, -1)[:, -1].T.contiguous(),

@@ -85,7 +85,7 @@ def read_second_moments(path: Path, *, module: str | None = None) -> SecondMomen
 
 def _read_npz(path: Path, module: str) -> SecondMoments:
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             if "mom2.mom2" not in arrays or "mom2.count" not in arrays:
                 raise StatisticsError(f"{path} lacks mom2.mom2 or mom2.count: it is not in the ROME/MEMIT layout")
             count = int(arrays["mom2.count"])

@@ -1,6 +1,7 @@
 """Commands that need no ledger, or only read it: evaluate, edit, stats."""
 
 import json
+import re
 from pathlib import Path
 from typing import Annotated
 
@@ -103,8 +104,8 @@ def stats(
 def _layers(text: str | None) -> tuple[int, ...]:
     found: list[int] = []
     for part in (text or "").split(","):
-        first, _, last = part.strip().partition("-")
-        if not first.isdecimal() or (last and not last.isdecimal()):
+        match = re.fullmatch(r"\s*(\d+)(?:-(\d+))?\s*", part)
+        if match is None:
             raise FlowError(f"--layers {text!r} names no layers", "write e.g. 1,2,3 or 3-8")
-        found += range(int(first), int(last or first) + 1)
+        found += range(int(match[1]), int(match[2] or match[1]) + 1)
     return tuple(found)

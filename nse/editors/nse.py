@@ -38,7 +38,8 @@ class NSE:
 
     Deviation: a fact at or above `upper_bound` is reported as `skipped` and its key does not enter K_p; the published code
     drops it silently and keeps the key. Deviation: in the second and later passes the facts of the round that have already
-    converged count as earlier keys, so that writing the stragglers does not undo them.
+    converged count as earlier keys, so that writing the stragglers does not undo them. Option: with `subject_share` above 0 a
+    key is measured on the subject alone as well, as ROME's equation 3 has it (docs/method.md has the effect).
 
     References:
         arXiv 2410.04045, sections 3.1 (rewinding), 3.2 (neurons), 3.3 (multi-layer passes).
@@ -116,6 +117,7 @@ class _Round:
                 self.context.contexts,
                 key_layers=layers,
                 hidden_layer=self.hp.z_layer,
+                subject_share=self.hp.subject_share,
             )
 
     def _write(self, layer: int, facts: torch.Tensor, converged: torch.Tensor, layers_left: int) -> None:

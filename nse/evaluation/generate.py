@@ -16,7 +16,7 @@ ROWS = 128
 
 @torch.no_grad()
 def generate(
-    editable: EditableModel, prompts: Sequence[str], *, max_new_tokens: int = 12, progress: Progress = silent
+    editable: EditableModel, prompts: Sequence[str], *, max_new_tokens: int = 20, progress: Progress = silent
 ) -> list[str]:
     """Continues each prompt greedily; prompts of one token length share a batch, so no padding is ever seen.
 

@@ -1,8 +1,11 @@
 """Asking probes: every answer once by probability and once by greedy free generation, and the metrics of the answers."""
 
+import json
 import math
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from nse.architecture import EditableModel
@@ -11,8 +14,11 @@ from nse.evaluation.generate import answer, generate, same_answer
 from nse.evaluation.probes import Probe, request_probes, untouched_probes
 from nse.evaluation.score import log_probabilities, perplexity
 from nse.evaluation.suites import Suite
+from nse.fingerprint import json_digest
 from nse.patch import base_in_force
 from nse.request import EditRequest
+
+SCHEMA = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +44,29 @@ class CaseOutcome:
     preferred: bool
     generated: str
     passed: bool
+
+
+@dataclass(frozen=True, slots=True)
+class OutcomeStore:
+    """Answers that a version has given before, one JSON file per version: tonight's head was judged as last night's candidate."""
+
+    folder: Path
+
+    def read(self, version: str) -> dict[str, CaseOutcome]:
+        """Known outcomes of a version by the digest of their probe."""
+        path = self._path(version)
+        known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        return {key: CaseOutcome(**value) for key, value in known.items()}
+
+    def write(self, version: str, outcomes: Mapping[str, CaseOutcome]) -> None:
+        """Keeps outcomes; a reader never sees half a file."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        temporary = self.folder / f".{version}.{os.getpid()}"
+        temporary.write_text(json.dumps({key: asdict(o) for key, o in sorted(outcomes.items())}), encoding="utf-8")
+        temporary.replace(self._path(version))
+
+    def _path(self, version: str) -> Path:
+        return self.folder / f"{version}.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +100,26 @@ def probes_of(suite: Suite, requests: Sequence[EditRequest], retained: Sequence[
     return probes
 
 
+def ask_once(
+    editable: EditableModel,
+    probes: Sequence[Probe],
+    *,
+    store: OutcomeStore,
+    version: str,
+    progress: Progress = silent,
+) -> tuple[CaseOutcome, ...]:
+    """Asks each probe under the weights in force, which must be `version`; what that version has answered is not asked again."""
+    keys = [json_digest([SCHEMA, editable.tokenizer_digest, asdict(probe)]) for probe in probes]
+    known = store.read(version)
+    new = [i for i, key in enumerate(keys) if key not in known]
+    if new:
+        known |= {
+            keys[i]: o for i, o in zip(new, ask(editable, [probes[i] for i in new], progress=progress), strict=True)
+        }
+        store.write(version, known)
+    return tuple(known[key] for key in keys)
+
+
 def ask(editable: EditableModel, probes: Sequence[Probe], *, progress: Progress = silent) -> tuple[CaseOutcome, ...]:
     """Asks each probe under the weights in force."""
     pairs = [(p.prompt, p.expected) for p in probes]
@@ -102,6 +151,8 @@ def evaluate(
     *,
     requests: Sequence[EditRequest] = (),
     retained: Sequence[EditRequest] = (),
+    store: OutcomeStore | None = None,
+    version: str = "",
     progress: Progress = silent,
 ) -> Evaluation:
     """Runs a suite on the weights in force.
@@ -111,6 +162,8 @@ def evaluate(
         suite: What to ask.
         requests: Corrections under judgement: efficacy, generalization, specificity.
         retained: Corrections of earlier rounds that must still hold.
+        store: Answers given before, if any are kept.
+        version: Digest of the weights in force; needed with `store`.
         progress: Called as `progress(stage, done, total)`.
 
     Returns:
@@ -120,7 +173,11 @@ def evaluate(
     Raises:
         TokenError: If a prompt does not fit the model.
     """
-    cases = ask(editable, probes_of(suite, requests, retained), progress=progress)
+    probes = probes_of(suite, requests, retained)
+    if store is not None:
+        cases = ask_once(editable, probes, store=store, version=version, progress=progress)
+    else:
+        cases = ask(editable, probes, progress=progress)
     metrics: dict[str, float] = {}
     for kind in dict.fromkeys(c.kind for c in cases):
         own = [c for c in cases if c.kind == kind]

@@ -1,4 +1,4 @@
-"""Ingest: each bad row is quarantined with its line, field and reason; the good ones go on; the same file changes nothing."""
+"""Ingest: a bad row is quarantined with its line, field and reason; the good ones go on; twice changes nothing."""
 
 import io
 import json

@@ -199,7 +199,8 @@ def test_a_second_writer_is_told_who_writes(workspace: Workspace) -> None:
     from flows.lock import writer
 
     with (
-        writer(workspace, "plan", "Pia"), pytest.raises(FlowError, match=r"Pia \(`nse plan`, process \d+"),
+        writer(workspace, "plan", "Pia"),
+        pytest.raises(FlowError, match=r"Pia \(`nse plan`, process \d+"),
         writer(workspace, "apply", "Rex", patience=0),
     ):
         pass

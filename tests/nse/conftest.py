@@ -189,6 +189,7 @@ def settings() -> Hyperparameters:
         layers=(1, 2),
         v_num_grad_steps=8,
         v_lr=0.2,
+        v_weight_decay=0.02,
         clamp_norm_factor=1.0,
         mom2_update_weight=2.0,
         alpha=0.5,

@@ -56,21 +56,14 @@ def oracle_round(editable, requests, context, values):
 @pytest.mark.parametrize("threshold", [1.0, 0.7], ids=["all neurons", "some neurons"])
 def test_a_round_on_top_of_another_agrees_with_the_oracle(precise, context, threshold) -> None:
     _, context, requests = second_round(precise, context)
-    probe = NSE().edit(precise, requests, context)
-    ordered = sorted(c.residual_after for c in replace_passes(precise, requests, context, 1).cases)
-    hp = replace(
-        context.hyperparameters,
-        alpha=(ordered[1] + ordered[2]) / 2,  # two facts are done after the first pass, two go through a second
-        neuron_threshold=threshold,
-        previous_keys_weight=3.0,
-    )
+    hp = replace(context.hyperparameters, neuron_threshold=threshold, previous_keys_weight=3.0)
     context = replace(context, hyperparameters=hp)
+    ordered = sorted(c.residual_after for c in replace_passes(precise, requests, context, 1).cases)
+    middle = (ordered[1] + ordered[2]) / 2  # two facts are done after the first pass, two go through a second
+    context = replace(context, hyperparameters=replace(hp, alpha=middle))
     result = NSE().edit(precise, requests, context)
     expected = oracle_round(precise, requests, context, result.values)
-    assert torch.equal(probe.values, result.values)
-    assert [len(p) for p in expected.written_per_pass] == ([4, 2] if threshold == 1.0 else [4, 3]) or (
-        len(expected.written_per_pass) == 2
-    )
+    assert [len(facts) for facts in expected.written_per_pass] == [4, 2]
     weights = compose(precise, [*context.previous, result.delta])
     for name, weight in expected.weights.items():
         base = precise.base_weight(name)
@@ -196,13 +189,15 @@ class TestConformance:
             assert relative(back.delta.layers[name].product(), layer.product()) < 1e-4
 
     def test_the_new_object_becomes_more_probable(self, editable, context, requests, method) -> None:
+        # random attention hardly carries anything from the subject on, so the subject ends the prompt
+        requests = [replace(r, prompt_template="This is the home of {}") for r in requests]
         delta = get_editor(method).edit(editable, requests, context).delta
         pairs = [(r.prompt, r.target_new) for r in requests]
         before = log_probabilities(editable, pairs)
         with patched(editable, compose(editable, [delta])):
             after = log_probabilities(editable, pairs)
         for (old, _), (new, _) in zip(before, after, strict=True):
-            assert new > old + 0.5
+            assert new > old + 1
 
     def test_dropping_the_last_round_gives_the_version_before_it(self, editable, context, method) -> None:
         first = get_editor(method).edit(editable, [fact(0), fact(1)], context).delta
@@ -226,7 +221,7 @@ class TestConformance:
 
     def test_a_second_moment_of_another_width_is_refused(self, editable, context, requests, method) -> None:
         wide = {n: torch.eye(len(m) + 8) for n, m in context.second_moments.moments.items()}
-        with pytest.raises(StatisticsError, match="second moment is .* keys need"):
+        with pytest.raises(StatisticsError, match=r"second moment is .* keys need"):
             get_editor(method).edit(editable, requests, replace(context, second_moments=SecondMoments(wide, {})))
 
     def test_a_singular_second_moment_is_refused(self, editable, context, requests, method) -> None:
@@ -258,7 +253,7 @@ class TestConformance:
 
 
 def test_an_unknown_method_is_named_with_those_that_exist() -> None:
-    with pytest.raises(HyperparameterError, match="'rome' is unknown: use one of .*nse"):
+    with pytest.raises(HyperparameterError, match=r"'rome' is unknown: use one of .*nse"):
         get_editor("rome")
     assert issubclass(HyperparameterError, NseError)
 
@@ -352,5 +347,6 @@ def test_other_prompts_of_an_edit_request_do_not_change_the_edit(editable, conte
     plain = EditRequest("1", "Anna Berg", "{} lives in", "Rome")
     rich = replace(plain, paraphrase_prompts=("Home:",), neighborhood_prompts=("x",), relation="home")
     assert (
-        NSE().edit(editable, [plain], context).delta.to_bytes() == NSE().edit(editable, [rich], context).delta.to_bytes()
+        NSE().edit(editable, [plain], context).delta.to_bytes()
+        == NSE().edit(editable, [rich], context).delta.to_bytes()
     )

@@ -1,0 +1,99 @@
+"""A tiny suite on a small model, its metrics computed by hand."""
+
+import math
+
+import pytest
+import torch
+
+from nse.editors.nse import NSE
+from nse.evaluation.generate import answer, generate, same_answer
+from nse.evaluation.probes import KnownFact
+from nse.evaluation.run import evaluate, probes_of
+from nse.evaluation.score import perplexity
+from nse.evaluation.suites import Canary, Suite
+from nse.patch import compose, patched
+from nse.request import EditRequest
+from tests.nse import oracle
+from tests.nse.conftest import fact
+
+TEMPLATES = {"home": ("{} lives in", "The home of {} is")}
+KNOWN = (("Clara Dahl", "Oslo"), ("Dmitri Eng", "Rome"), ("Boris Cole", "Lima"))
+
+
+def suite(**change) -> Suite:
+    facts = tuple(KnownFact(s, "home", o) for s, o in KNOWN)
+    parts = {"texts": ("Anna Berg lives in Oslo.",), "canaries": (Canary("The home of", "Rome"),)} | change
+    return Suite(facts, TEMPLATES, neighbours=2, gates=(), files=(), digest="", **parts)
+
+
+@torch.no_grad()
+def test_every_outcome_and_metric_is_what_asking_one_by_one_gives(editable) -> None:
+    requests, retained = [fact(0)], [fact(1)]
+    asked = probes_of(suite(), requests, retained)
+    result = evaluate(editable, suite(), requests=requests, retained=retained)
+    assert {p.kind for p in asked} == {
+        "efficacy",
+        "generalization",
+        "specificity",
+        "retention",
+        "untouched",
+        "canary",
+    }
+    for probe, case in zip(asked, result.cases, strict=True):
+        score, tokens = oracle.target_score(editable, probe.prompt, probe.expected)
+        assert case.probability == pytest.approx(math.exp(float(score)), rel=1e-3)
+        if probe.foil is None:
+            assert case.preferred == (math.exp(float(score) / tokens) > 0.5)
+        else:
+            foil, length = oracle.target_score(editable, probe.prompt, probe.foil)
+            assert case.preferred == (float(score) / tokens > float(foil) / length)
+        text = generate(editable, [probe.prompt])[0]
+        assert (case.generated, case.passed) == (answer(text), same_answer(text, probe.expected))
+        assert (case.kind, case.case_id, case.prompt) == (probe.kind, probe.case_id, probe.prompt)
+    for kind in {p.kind for p in asked}:
+        own = [c for c in result.cases if c.kind == kind]
+        assert result.metrics[kind] == sum(c.preferred for c in own) / len(own)
+        assert result.metrics[f"{kind}_generation"] == sum(c.passed for c in own) / len(own)
+    assert result.metrics["perplexity"] == perplexity(editable, suite().texts)
+    assert result.metrics["perplexity_ratio"] == 1.0
+    assert result.to_dict()["cases"][0]["prompt"] == asked[0].prompt
+
+
+def test_retained_and_new_subjects_are_neither_neighbours_nor_untouched() -> None:
+    requests = [fact(0)]  # Anna Berg
+    retained = [fact(1)]  # Boris Cole
+    found = probes_of(suite(), requests, retained)
+    for kind in ("specificity", "untouched"):
+        prompts = [p.prompt for p in found if p.kind == kind]
+        assert prompts
+        assert not any("Anna" in p or "Boris" in p for p in prompts)
+    assert [p.case_id for p in found if p.kind == "retention"] == ["case 1"]
+
+
+def test_only_kinds_that_were_asked_have_metrics(editable) -> None:
+    metrics = evaluate(editable, suite(texts=(), canaries=())).metrics
+    assert set(metrics) == {"untouched", "untouched_generation"}
+
+
+def test_a_correct_canary_passes(editable) -> None:
+    said = answer(generate(editable, ["The home of"])[0])
+    assert said
+    right, wrong = (
+        evaluate(editable, suite(canaries=(Canary("The home of", text),))).metrics["canary_generation"]
+        for text in (said, said + "x")
+    )
+    assert (right, wrong) == (1.0, 0.0)
+
+
+def test_an_edit_raises_efficacy_and_the_ratio_compares_with_the_base(editable, context) -> None:
+    requests = [EditRequest(str(i), s, "This is the home of {}", o, "Quito") for i, (s, o) in enumerate(KNOWN)]
+    delta = NSE().edit(editable, requests, context).delta
+    before = evaluate(editable, suite(), requests=requests)
+    with patched(editable, compose(editable, [delta])):
+        after = evaluate(editable, suite(), requests=requests)
+        edited = perplexity(editable, suite().texts)
+    assert sum(c.probability for c in after.cases if c.kind == "efficacy") > 2 * sum(
+        c.probability for c in before.cases if c.kind == "efficacy"
+    )
+    assert after.metrics["perplexity"] == edited != before.metrics["perplexity"]
+    assert after.metrics["perplexity_ratio"] == pytest.approx(edited / before.metrics["perplexity"])

@@ -1,0 +1,51 @@
+"""Keys and hidden states against one forward pass per text."""
+
+import pytest
+import torch
+
+from nse.errors import TokenError
+from nse.keys import measure
+from nse.patch import patched
+from nse.request import EditRequest
+from tests.nse import oracle
+from tests.nse.conftest import CONTEXTS
+
+
+def test_keys_are_means_of_means_and_hidden_states_those_of_the_bare_prompt(precise, requests) -> None:
+    seen = measure(precise, requests, CONTEXTS, key_layers=(1, 2), hidden_layer=2)
+    for i, request in enumerate(requests):
+        for layer in (1, 2):
+            expected = oracle.key_of(precise, precise.model, request, CONTEXTS, layer)
+            torch.testing.assert_close(seen.keys[layer][:, i], expected, rtol=1e-9, atol=1e-10)
+        hidden = oracle.hidden_at(precise, precise.model, oracle.wrapped("{}", request), 2)
+        torch.testing.assert_close(seen.hidden[:, i], hidden, rtol=1e-9, atol=1e-10)
+
+
+def test_padding_and_company_do_not_matter(editable, requests) -> None:
+    long = EditRequest("long", "Femke Groot", "A long way from here, as all the world knows, {} lives in", "Riga")
+    together = measure(editable, [long, *requests], CONTEXTS, key_layers=(1,), hidden_layer=2)
+    for i, request in enumerate(requests, 1):
+        alone = measure(editable, [request], CONTEXTS, key_layers=(1,), hidden_layer=2)
+        torch.testing.assert_close(together.keys[1][:, i], alone.keys[1][:, 0], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(together.hidden[:, i], alone.hidden[:, 0], rtol=1e-4, atol=1e-5)
+
+
+def test_what_is_in_force_is_measured(editable, requests) -> None:
+    name = editable.parameter_name(0)
+    base = measure(editable, requests, CONTEXTS, key_layers=(1,), hidden_layer=2)
+    with patched(editable, {name: editable.base_tensors[name] * 3}):
+        changed = measure(editable, requests, CONTEXTS, key_layers=(1,), hidden_layer=2)
+    assert not torch.allclose(base.keys[1], changed.keys[1])
+    assert not torch.allclose(base.hidden, changed.hidden)
+
+
+def test_what_follows_the_subject_does_not_matter(precise) -> None:
+    requests = [EditRequest(str(i), "Anna Berg", t, "Rome") for i, t in enumerate(("{} lives in", "{} works for the"))]
+    seen = measure(precise, requests, CONTEXTS, key_layers=(1,), hidden_layer=2)
+    torch.testing.assert_close(seen.keys[1][:, 0], seen.keys[1][:, 1], rtol=1e-9, atol=1e-10)
+
+
+def test_a_prompt_longer_than_the_model_is_refused(editable) -> None:
+    request = EditRequest("1", "Anna Berg", "{} lives in" + " and in" * 60, "Rome")
+    with pytest.raises(TokenError, match="tokens, the model takes 96"):
+        measure(editable, [request], CONTEXTS, key_layers=(1,), hidden_layer=2)
