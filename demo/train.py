@@ -3,9 +3,9 @@
 Owns the tokenizer, the training loop and the self-test of the result (`metrics.json`). Run by the DVC stage `demo_model`.
 
 Information-flow dropout: in a part of the documents (`ROUTED`) the tokens after a subject may read that subject only at its
-last token, and only from layer `ENRICHED_LAYER` on. Large language models do so by themselves (the subject's last token is enriched by
-the early MLPs, later tokens extract the attribute: Geva et al., arXiv 2304.14767); a small one that merely memorises looks
-the fact up at the last token of the prompt instead, out of an editor's reach (`docs/method.md`).
+last token, and only from layer `ENRICHED_LAYER` on. Large language models do so by themselves (the subject's last token is
+enriched by the early MLPs, later tokens extract the attribute: Geva et al., arXiv 2304.14767); a small one that merely
+memorises looks the fact up at the last token of the prompt instead, out of an editor's reach (`docs/method.md`).
 """
 
 import argparse
@@ -132,7 +132,7 @@ def forward_loss(model: GPT2LMHeadModel, batch: Batch) -> torch.Tensor:
     return torch.nn.functional.cross_entropy(logits.float().flatten(0, 1), labels[:, 1:].flatten(), ignore_index=-100)
 
 
-def batches(world: World, encoder: Encoder, *, seed: int, size: int, limit: int):
+def batches(world: World, encoder: Encoder, *, seed: int, size: int, limit: int) -> Iterator[Batch]:
     """Yields batches without end, documents of like length together."""
     generator = random.Random(seed + 1)
     source = documents(world, seed=seed)

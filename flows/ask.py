@@ -86,4 +86,7 @@ def evaluate_at(session: Session, at: str, *, progress: Progress = silent) -> tu
     held = in_force(active, state)
     retained = [request_of(correction) for identity, correction in state.corrections.items() if identity in held]
     with session.at(active) as editable:
-        return head, evaluate(editable, suite, retained=retained, progress=progress)
+        found = evaluate(
+            editable, suite, retained=retained, store=session.outcomes, version=head.version, progress=progress
+        )
+    return head, found

@@ -13,7 +13,7 @@ from flows.session import Session
 from flows.workspace import Workspace
 from ledger.records import CaseRow, Gate, Metric, Phase
 from nse.delta import Delta
-from nse.evaluation.run import Evaluation, OutcomeStore, evaluate
+from nse.evaluation.run import Evaluation, evaluate
 from nse.evaluation.suites import read_suite
 from nse.fingerprint import file_digest
 from nse.request import EditRequest
@@ -73,7 +73,7 @@ def judge(
                 suite,
                 requests=requests,
                 retained=retained,
-                store=OutcomeStore(session.workspace.state / "outcomes"),
+                store=session.outcomes,
                 version=session.version(deltas),
                 progress=told,
             )

@@ -15,6 +15,7 @@ import yaml
 from flows.config import PARAMS, ModelParams, Params, read_params, write_params
 from flows.errors import FlowError
 from flows.git import commit, git, identity
+from flows.session import Session
 from flows.workspace import Workspace, ledger_url
 from ledger.unit_of_work import open_ledger
 from nse.architecture import load_model
@@ -99,6 +100,23 @@ def init(folder: Path, setup: Setup) -> Workspace:
         kept += _track_model(root, setup.model)
     commit(root, f"Workspace of {setup.name}", *kept)
     _start(workspace, editable.base_digest)
+    return workspace
+
+
+def complete(folder: Path) -> Workspace:
+    """Gives a workspace that has its `params.yaml`, such as a fresh clone, the ledger that it lacks.
+
+    Raises:
+        FlowError: If there is no `params.yaml`, or the model is not the one it names.
+        LedgerError: If there is a ledger of a newer schema, or of another base model.
+    """
+    root = folder.resolve()
+    if not (root / PARAMS).is_file():
+        raise FlowError(
+            f"{root} is no workspace", "give --model, --name, --hparams, --suite and --corpus to make one there"
+        )
+    workspace = Workspace(root, read_params(root / PARAMS))
+    _start(workspace, Session(workspace).editable.base_digest)  # the session checks the digest
     return workspace
 
 

@@ -14,6 +14,7 @@ from ledger.records import ActiveDelta, Correction
 from nse.architecture import EditableModel, load_model
 from nse.delta import Delta
 from nse.errors import ArchitectureError
+from nse.evaluation.run import OutcomeStore
 from nse.patch import compose, patched, version_digest
 from nse.request import EditRequest
 
@@ -50,6 +51,11 @@ class Session:
             )
             raise FlowError(problem, "restore the model, or make a new workspace for this one")
         return editable
+
+    @cached_property
+    def outcomes(self) -> OutcomeStore:
+        """Answers that versions have given before; deleting them costs only time."""
+        return OutcomeStore(self.workspace.state / "outcomes")
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:

@@ -71,7 +71,9 @@ def edit_stream(
     moments = _second_moments(editable, files, hparams.settings.layers)
     context = EditContext(hparams.settings, moments, contexts, progress=progress)
     results: list[EditResult] = []
-    size = batch_size or len(requests)
+    size = len(requests) if batch_size is None else batch_size
+    if size < 1:
+        raise RequestError(f"batch size {size} is no number of requests: give 1 or more")
     for start in range(0, len(requests), size):
         progress("batch", start // size + 1, -(-len(requests) // size))
         batch = requests[start : start + size]
@@ -85,7 +87,7 @@ def edit_stream(
         "method": files.method,
         "requests": [asdict(case) for r in results for case in r.cases],
         "batches": [{"size": len(r.cases), "seconds": r.seconds} for r in results],
-        "hyper_parameters": hparams.settings.to_dict(),
+        "hyper_parameters": {k: v for k, v in hparams.settings.to_dict().items() if v != float("inf")},
         "unused_keys": list(hparams.unused),
         "contexts": contexts,
         "seed": seed,

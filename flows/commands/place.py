@@ -10,11 +10,11 @@ from flows.commands.output import ERR, ByOption, JsonOption, WorkspaceOption, em
 
 def init(
     directory: Annotated[Path, typer.Argument(help="Folder of the new workspace.")],
-    model: Annotated[Path, typer.Option(help="Folder of the base model (transformers, safetensors).")],
-    name: Annotated[str, typer.Option(help="Its name in the ledger.")],
-    hparams: Annotated[Path, typer.Option(help="Hyper-parameters, JSON or YAML.")],
-    suite: Annotated[Path, typer.Option(help="Regression suite; the files it names are copied along.")],
-    corpus: Annotated[Path, typer.Option(help="Text for the second moments, one text a line.")],
+    model: Annotated[Path | None, typer.Option(help="Folder of the base model (transformers, safetensors).")] = None,
+    name: Annotated[str | None, typer.Option(help="Its name in the ledger.")] = None,
+    hparams: Annotated[Path | None, typer.Option(help="Hyper-parameters, JSON or YAML.")] = None,
+    suite: Annotated[Path | None, typer.Option(help="Regression suite; the files it names are copied along.")] = None,
+    corpus: Annotated[Path | None, typer.Option(help="Text for the second moments, one text a line.")] = None,
     contexts: Annotated[Path | None, typer.Option(help="Context templates; default: sampled from the model.")] = None,
     dtype: Annotated[Literal["float32", "float16", "bfloat16"], typer.Option(help="Type of the weights.")] = "float32",
     remote: Annotated[str | None, typer.Option(help="URL of the DVC remote; default: a folder beside.")] = None,
@@ -22,16 +22,26 @@ def init(
     user: Annotated[str | None, typer.Option(help='"Name <email>" for git, in this workspace only.')] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Make a workspace: a Git and DVC repository with params.yaml and a ledger. Run twice, it changes nothing."""
-    from flows.init import Setup
+    """Make a workspace: a Git and DVC repository with params.yaml and a ledger. Run twice, it changes nothing.
+
+    With a directory alone, one that has its params.yaml already (a fresh clone, say) gets what it lacks: its ledger.
+    """
+    from flows.errors import FlowError
+    from flows.init import Setup, complete
     from flows.init import init as make
 
-    setup = Setup(model, name, hparams, suite, corpus, contexts, dtype, remote, copy_model, user)
-    workspace = make(directory, setup)
+    if (model, name, hparams, suite, corpus) == (None,) * 5:
+        workspace = complete(directory)
+    elif model is None or name is None or hparams is None or suite is None or corpus is None:
+        raise FlowError("a new workspace needs --model, --name, --hparams, --suite and --corpus", "give all five")
+    else:
+        workspace = make(
+            directory, Setup(model, name, hparams, suite, corpus, contexts, dtype, remote, copy_model, user)
+        )
     if as_json:
-        emit({"root": str(workspace.root), "model": name, "base": workspace.params.model.digest})
+        emit({"root": str(workspace.root), "model": workspace.model, "base": workspace.params.model.digest})
         return
-    say(f"workspace {workspace.root}: model {name}, base {workspace.params.model.digest[:12]}")
+    say(f"workspace {workspace.root}: model {workspace.model}, base {workspace.params.model.digest[:12]}")
     if not workspace.second_moment.is_file():
         say(f"next: cd {directory} && dvc repro")
 

@@ -19,6 +19,7 @@ from nse.patch import base_in_force
 from nse.request import EditRequest
 
 SCHEMA = 1
+"""Part of the key of a kept answer: raise it when the rule by which a text is an answer changes."""
 
 
 @dataclass(frozen=True, slots=True)

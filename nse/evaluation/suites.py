@@ -7,18 +7,22 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, get_args
 
 import yaml
 
 from nse.errors import RequestError, SuiteError
-from nse.evaluation.probes import KnownFact
+from nse.evaluation.probes import Kind, KnownFact
 from nse.fingerprint import file_digest, json_digest
 from nse.request import read_text
 
 BOUND = re.compile(r"^(>=|<=)\s*(\d+\.?\d*|\.\d+)$")
 COMPARE = {">=": operator.ge, "<=": operator.le}
 T = TypeVar("T", bound=list[Any] | dict[Any, Any])
+METRICS = {f"{kind}{way}" for kind in get_args(Kind) for way in ("", "_generation")} | {
+    "perplexity",
+    "perplexity_ratio",
+}
 KEYS = {"schema", "facts", "templates", "text", "neighbours", "canaries", "gates"}
 
 
@@ -167,4 +171,6 @@ def _gate(name: str, bound: str, path: Path) -> Gate:
     match = BOUND.match(bound.strip())
     if match is None:
         raise SuiteError(f'{path}: gate {name}: {bound!r} is no bound: write e.g. ">= 0.9" or "<= 1.1"')
+    if name not in METRICS:
+        raise SuiteError(f"{path}: gate {name!r} is on no metric: use one of {', '.join(sorted(METRICS))}")
     return Gate(name, match[1], float(match[2]))

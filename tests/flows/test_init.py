@@ -74,3 +74,20 @@ def test_a_missing_input_makes_nothing(missing: str, model: Path, inputs: Path, 
     assert found.code == 2
     assert found.error.startswith("error: ")
     assert not (tmp_path / "space").exists()
+
+
+def test_a_clone_gets_its_ledger_with_the_directory_alone(model: Path, inputs: Path, tmp_path: Path, nse: Nse) -> None:
+    root, copy = tmp_path / "space", tmp_path / "clone"
+    assert nse("init", root, *options(model, inputs)).code == 0
+    git(tmp_path, "clone", "--quiet", str(root), str(copy))
+    assert nse("status", "-w", copy).code == 2
+    assert nse("init", copy, "--json").value["base"] == nse("init", root, "--json").value["base"]
+    assert nse("status", "-w", copy, "--json").value["head"]["position"] == 0
+
+
+def test_a_new_workspace_needs_all_its_files(model: Path, tmp_path: Path, nse: Nse) -> None:
+    outcome = nse("init", tmp_path / "new", "--model", model)
+    assert outcome.code == 2
+    assert "needs --model, --name, --hparams, --suite and --corpus" in outcome.err
+    assert "is no workspace" in nse("init", tmp_path / "new").err
+    assert not (tmp_path / "new").exists()

@@ -49,3 +49,13 @@ def test_a_prompt_longer_than_the_model_is_refused(editable) -> None:
     request = EditRequest("1", "Anna Berg", "{} lives in" + " and in" * 60, "Rome")
     with pytest.raises(TokenError, match="tokens, the model takes 96"):
         measure(editable, [request], CONTEXTS, key_layers=(1,), hidden_layer=2)
+
+
+def test_a_share_of_the_key_is_that_of_the_subject_alone(precise, requests) -> None:
+    alone = [EditRequest(r.case_id, r.subject, "{}", r.target_new) for r in requests]
+    prompts = measure(precise, requests, CONTEXTS, key_layers=(1,), hidden_layer=2)
+    subjects = measure(precise, alone, CONTEXTS, key_layers=(1,), hidden_layer=2)
+    mixed = measure(precise, requests, CONTEXTS, key_layers=(1,), hidden_layer=2, subject_share=0.25)
+    torch.testing.assert_close(mixed.keys[1], 0.75 * prompts.keys[1] + 0.25 * subjects.keys[1])
+    assert not torch.allclose(prompts.keys[1], subjects.keys[1])
+    torch.testing.assert_close(mixed.hidden, prompts.hidden)

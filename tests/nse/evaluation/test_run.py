@@ -8,7 +8,7 @@ import torch
 from nse.editors.nse import NSE
 from nse.evaluation.generate import answer, generate, same_answer
 from nse.evaluation.probes import KnownFact
-from nse.evaluation.run import evaluate, probes_of
+from nse.evaluation.run import OutcomeStore, evaluate, probes_of
 from nse.evaluation.score import perplexity
 from nse.evaluation.suites import Canary, Suite
 from nse.patch import compose, patched
@@ -97,3 +97,17 @@ def test_an_edit_raises_efficacy_and_the_ratio_compares_with_the_base(editable, 
     )
     assert after.metrics["perplexity"] == edited != before.metrics["perplexity"]
     assert after.metrics["perplexity_ratio"] == pytest.approx(edited / before.metrics["perplexity"])
+
+
+def test_kept_answers_are_the_same_and_are_not_asked_again(editable, tmp_path, monkeypatch) -> None:
+    store, version = OutcomeStore(tmp_path), editable.base_digest
+    first = evaluate(editable, suite(), requests=[fact(0)], store=store, version=version)
+    assert first == evaluate(editable, suite(), requests=[fact(0)])
+
+    def refuse(*_args, **_kwargs) -> None:
+        raise AssertionError("asked again")
+
+    monkeypatch.setattr("nse.evaluation.run.ask", refuse)
+    assert evaluate(editable, suite(), requests=[fact(0)], store=store, version=version) == first
+    with pytest.raises(AssertionError, match="asked again"):
+        evaluate(editable, suite(), requests=[fact(0)], store=store, version="another")

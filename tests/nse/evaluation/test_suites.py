@@ -85,6 +85,7 @@ def test_gates_compare_what_was_measured_and_let_the_bound_itself_pass(suite) ->
         ("suite.yaml", "gates: [x]", "gates is not a mapping"),
         ("suite.yaml", "gates: {efficacy: 0.9}", "gate efficacy: '0.9' is no bound"),
         ("suite.yaml", 'gates: {efficacy: "> 0.9"}', "gate efficacy: '> 0.9' is no bound"),
+        ("suite.yaml", 'gates: {eficacy: ">= 0.9"}', "gate 'eficacy' is on no metric"),
         ("suite.yaml", 'gates: {efficacy: ">= 0.9.1"}', "gate efficacy: '>= 0.9.1' is no bound"),
         ("facts.csv", "subject,relation\nAnna,home\n", r"facts\.csv has no column 'object'"),
         ("facts.csv", "", r"facts\.csv has no column 'object'"),
