@@ -101,7 +101,7 @@ def main() -> None:
     parser.add_argument("--plot", type=Path)
     parser.add_argument("--set", nargs="*", default=[], help="hyper-parameters to override, name=value")
     options = parser.parse_args()
-    editable, suite = load_model(options.model), read_suite(options.suite)
+    editable, suite = load_model(options.model), replace(read_suite(options.suite), untouched=None)
     settings = read_hyperparameters(options.hparams).settings
     for override in options.set:
         name, value = override.split("=")

@@ -13,6 +13,10 @@ Progress = Callable[[str, int, int], None]
 """Called as `progress(stage, done, total)`."""
 
 
+TOKENS_PER_BATCH = 1024
+"""Padded tokens in one forward pass: activations stay in the processor's cache, and the allocator need not ask for pages."""
+
+
 def silent(_stage: str, _done: int, _total: int) -> None:
     """The progress callback of those who do not want to see any."""
 
@@ -45,7 +49,7 @@ def pad(editable: EditableModel, sequences: Sequence[Sequence[int]]) -> Batch:
     return Batch(ids.to(editable.device), mask.to(editable.device))
 
 
-def by_length(prompts: Sequence[TokenizedPrompt], *, tokens: int = 8192) -> Iterator[list[int]]:
+def by_length(prompts: Sequence[TokenizedPrompt], *, tokens: int = TOKENS_PER_BATCH) -> Iterator[list[int]]:
     """Groups the indices of `prompts` into batches of like length with at most about `tokens` padded tokens each."""
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i].ids))
     group: list[int] = []

@@ -51,6 +51,7 @@ def measure(
     Raises:
         TokenError: If a subject has no token.
     """
+    contexts = contexts if key_layers else ()
     templates = [c for group in contexts for c in group]
     weights = [1.0 / (len(contexts) * len(group)) for group in contexts for _ in group]
     shares = [w * (1 - subject_share) for w in weights] + [w * subject_share for w in weights if subject_share]

@@ -21,6 +21,7 @@ from nse.trace import capture_inputs
 
 SCHEMA = 1
 METADATA_KEY = "nse.second_moment"
+TEXTS_PER_BATCH = 8
 TOKENS_PER_NEURON = 10
 """Default budget: 10 x d_mlp tokens reach 95-100% of the quality of 44 million (arXiv 2506.04226)."""
 
@@ -127,8 +128,8 @@ def collect_second_moments(
     sums = {name: torch.zeros(width, width, dtype=torch.float64) for name in modules}
     count = 0
     positions = editable.positions
-    for start in range(0, len(texts), 64):
-        sequences = [editable.tokenizer(t)["input_ids"][:positions] for t in texts[start : start + 64]]
+    for start in range(0, len(texts), TEXTS_PER_BATCH):
+        sequences = [editable.tokenizer(t)["input_ids"][:positions] for t in texts[start : start + TEXTS_PER_BATCH]]
         batch = pad(editable, sequences)
         with capture_inputs(modules) as inputs:
             editable.model.base_model(input_ids=batch.ids, attention_mask=batch.mask, use_cache=False)

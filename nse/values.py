@@ -24,7 +24,7 @@ from nse.tokens import tokenize_template
 from nse.trace import capture_outputs, resumed_above
 
 KL_TEMPLATE = "{} is a"
-FACTS_PER_BATCH = 16
+FACTS_PER_BATCH = 8
 
 
 @dataclass(frozen=True, slots=True)

@@ -84,15 +84,27 @@ def request_probes(
 
 
 def untouched_probes(
-    facts: Sequence[KnownFact], *, templates: dict[str, tuple[str, ...]], edited: set[tuple[str, str]]
+    facts: Sequence[KnownFact],
+    *,
+    templates: dict[str, tuple[str, ...]],
+    edited: set[tuple[str, str]],
+    sample: int | None = None,
 ) -> list[Probe]:
-    """One question for every known fact that no correction is about, its wording chosen by its subject."""
+    """One question for each known fact that no correction is about, its wording chosen by its subject.
+
+    Args:
+        facts: All known facts.
+        templates: Wordings by relation.
+        edited: (subject, relation) pairs that corrections are about.
+        sample: How many of the facts to draw, by their digest alone: the same ones on every night; all if not given.
+    """
     objects: dict[str, list[str]] = {}
     for fact in facts:
         objects.setdefault(fact.relation, []).append(fact.object)
+    drawn = set(shuffled((f"{f.subject}\x00{f.relation}" for f in facts), "untouched")[:sample])
     probes = []
     for fact in facts:
-        if fact.key in edited:
+        if fact.key in edited or f"{fact.subject}\x00{fact.relation}" not in drawn:
             continue
         template = shuffled(templates[fact.relation], fact.subject)[0]
         foil = next((o for o in shuffled(objects[fact.relation], fact.subject) if o != fact.object), None)

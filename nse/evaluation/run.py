@@ -96,7 +96,7 @@ def probes_of(suite: Suite, requests: Sequence[EditRequest], retained: Sequence[
             neighbours=suite.neighbours,
         )
     probes += [Probe("retention", r.case_id, r.prompt, r.target_new, r.target_true) for r in retained]
-    probes += untouched_probes(suite.facts, templates=suite.templates, edited=edited)
+    probes += untouched_probes(suite.facts, templates=suite.templates, edited=edited, sample=suite.untouched)
     probes += [Probe("canary", f"canary {i + 1}", c.prompt, c.equals) for i, c in enumerate(suite.canaries)]
     return probes
 

@@ -23,7 +23,7 @@ METRICS = {f"{kind}{way}" for kind in get_args(Kind) for way in ("", "_generatio
     "perplexity",
     "perplexity_ratio",
 }
-KEYS = {"schema", "facts", "templates", "text", "neighbours", "canaries", "gates"}
+KEYS = {"schema", "facts", "templates", "text", "neighbours", "untouched", "canaries", "gates"}
 
 
 class Measured(Protocol):
@@ -75,6 +75,8 @@ class Suite:
     gates: tuple[Gate, ...]
     files: tuple[Path, ...]
     digest: str
+    untouched: int | None = None
+    """How many known facts are asked, always the same ones; all of them if not given."""
 
     def gate(self, candidate: Measured) -> tuple[GateResult, ...]:
         """Compares metrics with the gates; a gate on a metric that was not measured (no such probes) does not apply."""
@@ -105,13 +107,18 @@ def read_suite(path: Path) -> Suite:
         texts = tuple(line for line in read_text(named["text"]).splitlines() if line.strip()) if "text" in named else ()
     except RequestError as error:
         raise SuiteError(str(error)) from error
-    neighbours = data.get("neighbours", 5)
-    if not isinstance(neighbours, int) or neighbours < 0:
-        raise SuiteError(f"{path}: neighbours is {neighbours!r}: give a number of neighbours, 0 or more")
+    neighbours = _count(data.get("neighbours", 5), "neighbours", path)
+    untouched = _count(data["untouched"], "untouched", path) if "untouched" in data else None
     canaries = tuple(_canary(c, path) for c in _kind(data, "canaries", list, path))
     gates = tuple(_gate(str(n), str(b), path) for n, b in _kind(data, "gates", dict, path).items())
     digest = json_digest([[f.name, file_digest(f)] for f in files])
-    return Suite(facts, templates, texts, neighbours, canaries, gates, tuple(files), digest)
+    return Suite(facts, templates, texts, neighbours, canaries, gates, tuple(files), digest, untouched)
+
+
+def _count(value: Any, key: str, path: Path) -> int:
+    if not isinstance(value, int) or value < 0:
+        raise SuiteError(f"{path}: {key} is {value!r}: give a number of {key}, 0 or more")
+    return value
 
 
 def _yaml(path: Path) -> Any:

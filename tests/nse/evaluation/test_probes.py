@@ -69,3 +69,13 @@ def test_untouched_facts_are_all_that_nobody_edited_each_asked_once() -> None:
         assert probe.expected == fact.object != probe.foil
         assert probe.foil in {"Oslo", "Lima", "Rome"}
     assert found == untouched_probes(FACTS, templates=templates, edited={("anna", "home")})
+
+
+def test_a_sample_of_untouched_facts_is_the_same_whatever_is_edited() -> None:
+    templates = {f.relation: ("{} lives in",) for f in FACTS}
+    everything = untouched_probes(FACTS, templates=templates, edited=set())
+    drawn = untouched_probes(FACTS, templates=templates, edited=set(), sample=2)
+    assert len(drawn) == 2
+    assert set(drawn) < set(everything)
+    gone = next(f for f in FACTS if drawn[0].case_id == f"{f.subject} / {f.relation}")
+    assert untouched_probes(FACTS, templates=templates, edited={gone.key}, sample=2) == drawn[1:]
