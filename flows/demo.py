@@ -133,7 +133,7 @@ def _make(script: Script, root: Path) -> None:
     }
     options = [text for option, path in inputs.items() for text in (option, os.path.relpath(path))]
     script.nse("init", os.path.relpath(root), "--name", "demo", *options, "--user", PLANNER)
-    script.dvc("repro")
+    script.dvc("repro", "second_moment")
 
 
 def _first_night(script: Script) -> None:

@@ -11,9 +11,10 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load, save
+from transformers import DynamicCache
 
 from nse.architecture import EditableModel
-from nse.batch import Batch, Progress, pad, silent
+from nse.batch import Progress, pad, silent
 from nse.contexts import ContextTemplates, within
 from nse.errors import TokenError
 from nse.fingerprint import json_digest
@@ -99,28 +100,44 @@ def values_for(
 
 @dataclass(frozen=True, slots=True)
 class _Rows:
-    """The texts of some facts as one batch: per fact its contexts with the target, then the KL prompt.
+    """The texts of some facts (per fact its contexts with the target, then the KL prompt), from each subject's last token on.
+
+    What stands before that token does not depend on delta: it is run once, and only its attention keys and values are kept.
 
     Attributes:
-        batch: Token ids and mask (rows, t).
+        ids: (rows, s) token ids, the subject's last token first.
+        mask: (rows, p + s) which tokens are real, those before the subject's last one included.
+        positions: (rows, s) places of the tokens in their texts.
+        states: (rows, s, d_model) hidden states after z's layer, without delta.
+        past: Per layer, attention keys and values (rows, heads, p, d_head) of the p tokens before.
+        scored: (rows, s) target token id predicted at each position, -100 where none is.
         fact: (rows,) fact of each row.
-        subject: (rows,) position of the subject's last token.
         is_kl: (rows,) whether the row is a KL prompt.
-        scored: (rows, t) target token id predicted at each position, -100 where none is.
     """
 
-    batch: Batch
-    fact: torch.Tensor
-    subject: torch.Tensor
-    is_kl: torch.Tensor
+    ids: torch.Tensor
+    mask: torch.Tensor
+    positions: torch.Tensor
+    states: torch.Tensor
+    past: tuple[tuple[torch.Tensor, torch.Tensor], ...]
     scored: torch.Tensor
+    fact: torch.Tensor
+    is_kl: torch.Tensor
 
     def of(self, facts: torch.Tensor) -> torch.Tensor:
         """Indices of the rows that belong to `facts`."""
         return torch.isin(self.fact, facts).nonzero().squeeze(1)
 
+    def cache(self, index: torch.Tensor) -> DynamicCache:
+        """A fresh cache of what stands before, for the rows `index`."""
+        cache = DynamicCache()
+        for layer, (keys, values) in enumerate(self.past):
+            cache.update(keys[index], values[index], layer)
+        return cache
 
-def _rows(editable: EditableModel, requests: Sequence[EditRequest], templates: Sequence[str]) -> _Rows:
+
+@torch.no_grad()
+def _rows(editable: EditableModel, requests: Sequence[EditRequest], templates: Sequence[str], z_layer: int) -> _Rows:
     prompts, facts, is_kl = [], [], []
     for fact, request in enumerate(requests):
         for template in templates:
@@ -140,13 +157,23 @@ def _rows(editable: EditableModel, requests: Sequence[EditRequest], templates: S
                     f"target {name!r} has a token beyond the model's {vocabulary}: the model cannot produce it"
                 )
             scored[row, prompt.prompt_length - 1 : len(prompt.ids) - 1] = torch.tensor(prompt.target_ids)
+    with capture_outputs({"h": editable.block(z_layer)}) as seen:
+        out = editable.model.base_model(input_ids=batch.ids, attention_mask=batch.mask, use_cache=True)
     device = editable.device
+    start = torch.tensor([p.subject_last for p in prompts], device=device)
+    before, length = int(start.max()), int((batch.mask.sum(dim=1) - start).max())
+    positions = start[:, None] + torch.arange(length, device=device)
+    real = positions < batch.mask.sum(dim=1, keepdim=True)
+    places = positions.clamp_max(batch.ids.shape[1] - 1)
     return _Rows(
-        batch,
-        torch.tensor(facts),
-        torch.tensor([p.subject_last for p in prompts], device=device),
-        torch.tensor(is_kl),
-        scored.to(device),
+        ids=batch.ids.gather(1, places),
+        mask=torch.cat([torch.arange(before, device=device) < start[:, None], real], dim=1).long(),
+        positions=places,
+        states=seen["h"].gather(1, places[:, :, None].expand(-1, -1, seen["h"].shape[-1])),
+        past=tuple((layer.keys[:, :, :before], layer.values[:, :, :before]) for layer in out.past_key_values.layers),
+        scored=scored.to(device).gather(1, places).masked_fill(~real, -100),
+        fact=torch.tensor(facts),
+        is_kl=torch.tensor(is_kl),
     )
 
 
@@ -161,7 +188,8 @@ def compute_z(
 
     delta minimises, under the weights that the model holds (the base's), the mean over contexts of
     -log p(target_new) per token, + kl_factor * KL at "{subject} is a" + v_weight_decay * |delta| / |h|^2, projected to
-    |delta| <= clamp_norm_factor * |h| after each step. Only the layers above z's are run: those below do not depend on delta.
+    |delta| <= clamp_norm_factor * |h| after each step. Only the layers above z's are run, and only the tokens
+    from the subject's last one on: the others do not depend on delta.
 
     Returns:
         z (n, d_model) float32 on the CPU.
@@ -170,13 +198,9 @@ def compute_z(
         arXiv 2410.04045, step 1; the objective is MEMIT's (arXiv 2210.07229, appendix A).
     """
     hp = hyperparameters
-    rows = _rows(editable, requests, [c for group in contexts for c in group])
-    blocks = [editable.block(i) for i in range(editable.layers)]
-    with torch.no_grad(), capture_outputs({"h": blocks[hp.z_layer]}) as seen:
-        editable.model.base_model(input_ids=rows.batch.ids, attention_mask=rows.batch.mask, use_cache=False)
-    states = seen["h"]  # (rows, t, d)
+    rows = _rows(editable, requests, [c for group in contexts for c in group], hp.z_layer)
     first = torch.tensor([int((rows.fact == i).nonzero()[0]) for i in range(len(requests))])
-    h = states[first, rows.subject[first]].float()  # (n, d), the bare prompt if it is the first context
+    h = rows.states[first, 0].float()  # (n, d), the bare prompt if it is the first context
     limit = hp.clamp_norm_factor * h.norm(dim=1, keepdim=True)
     delta = torch.zeros_like(h, requires_grad=True)
     optimizer = torch.optim.Adam([delta], lr=hp.v_lr)
@@ -184,7 +208,7 @@ def compute_z(
     kl_reference: torch.Tensor | None = None
     for _ in range(hp.v_num_grad_steps):
         index = rows.of(active)
-        loss, kl_logs = _loss(editable, rows, states, delta, index, hp)
+        loss, kl_logs = _loss(editable, rows, delta, index, hp)
         if kl_reference is None:
             kl_reference = kl_logs.detach()
         loss = loss + hp.kl_factor * _divergence(kl_reference[active], kl_logs)
@@ -207,23 +231,24 @@ def compute_z(
 def _loss(
     editable: EditableModel,
     rows: _Rows,
-    states: torch.Tensor,
     delta: torch.Tensor,
     index: torch.Tensor,
     hp: Hyperparameters,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Mean negative log-likelihood per fact (n_active,), and log-probabilities (n_active, vocabulary) at the KL prompts."""
     fact = rows.fact[index]
-    at = torch.arange(len(index), device=states.device)
-    given = states[index].clone()
-    given[at, rows.subject[index]] += delta[fact].to(given.dtype)
-    width = int(rows.batch.mask[index].sum(dim=1).max())
+    given = rows.states[index].clone()
+    given[:, 0] += delta[fact].to(given.dtype)
     blocks = [editable.block(i) for i in range(editable.layers)]
-    with resumed_above(blocks, hp.z_layer, lambda: given[:, :width]):
+    with resumed_above(blocks, hp.z_layer, lambda: given):
         out = editable.model.base_model(
-            input_ids=rows.batch.ids[index, :width], attention_mask=rows.batch.mask[index, :width], use_cache=False
+            input_ids=rows.ids[index],
+            attention_mask=rows.mask[index],
+            position_ids=rows.positions[index],
+            past_key_values=rows.cache(index),
+            use_cache=True,
         ).last_hidden_state
-    scored = rows.scored[index, :width]
+    scored = rows.scored[index]
     where = (scored != -100).nonzero(as_tuple=True)
     logs = torch.log_softmax(editable.head(out[where]), dim=-1)
     nll = -logs.gather(1, scored[where][:, None]).squeeze(1)
@@ -235,7 +260,7 @@ def _loss(
     counts = torch.zeros(len(order), device=nll.device).index_add(0, position, (length > 0).float())
     per_fact = torch.zeros(len(order), device=nll.device).index_add(0, position, per_row) / counts
     kl_rows = rows.is_kl[index].to(out.device)
-    kl_logs = torch.log_softmax(editable.head(out[kl_rows, rows.subject[index][kl_rows]]), dim=-1)
+    kl_logs = torch.log_softmax(editable.head(out[kl_rows, 0]), dim=-1)
     return per_fact, kl_logs
 
 

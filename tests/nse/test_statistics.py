@@ -15,7 +15,7 @@ from nse.statistics import METADATA_KEY, SecondMoments, collect_second_moments, 
 
 
 def test_the_estimate_is_the_mean_of_outer_products_of_the_keys_of_every_token(precise, corpus) -> None:
-    moments = collect_second_moments(precise, corpus, layers=(0, 2))
+    moments = collect_second_moments(precise, corpus, layers=(0, 2), tokens=10**6)
     seen: dict[int, list[torch.Tensor]] = {0: [], 2: []}
     handles = [
         precise.projection(la).register_forward_pre_hook(lambda _m, x, la=la: seen[la].append(x[0][0].double()))
