@@ -15,6 +15,7 @@ import typer
 from rich.console import Console
 from rich.rule import Rule
 
+from flows.commands.output import OUT
 from flows.errors import FlowError, Refused
 from flows.workspace import Workspace, open_workspace
 from ledger.records import Changeset
@@ -95,7 +96,7 @@ def run_demo(directory: Path) -> None:
     """
     root = directory.resolve()
     _clear(root)
-    script = Script(root, Console(highlight=False))
+    script = Script(root, OUT)
     _make(script, root)
     here = Path.cwd()
     os.chdir(root)

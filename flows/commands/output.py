@@ -1,6 +1,7 @@
 """What all commands share: their common options, where they print, and how."""
 
 import json
+import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -18,7 +19,8 @@ ByOption = Annotated[
 ]
 PrefectOption = Annotated[bool, typer.Option("--prefect", help="Run through Prefect, as a flow.")]
 
-OUT = Console(highlight=False)
+OUT = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
+"""Tables keep their shape in a log file too."""
 ERR = Console(stderr=True, highlight=False)
 
 
