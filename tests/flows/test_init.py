@@ -81,8 +81,8 @@ def test_a_clone_gets_its_ledger_with_the_directory_alone(model: Path, inputs: P
     assert nse("init", root, *options(model, inputs)).code == 0
     git(tmp_path, "clone", "--quiet", str(root), str(copy))
     assert nse("status", "-w", copy).code == 2
-    assert nse("init", copy, "--json").value["base"] == nse("init", root, "--json").value["base"]
-    assert nse("status", "-w", copy, "--json").value["head"]["position"] == 0
+    assert nse("init", copy, "--json").json["base"] == nse("init", root, "--json").json["base"]
+    assert nse("status", "-w", copy, "--json").json["head"]["position"] == 0
 
 
 def test_a_new_workspace_needs_all_its_files(model: Path, tmp_path: Path, nse: Nse) -> None:
