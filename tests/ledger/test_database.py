@@ -30,6 +30,7 @@ def test_a_ledger_in_a_folder_with_a_percent_sign_and_spaces_can_be_made(tmp_pat
     folder.mkdir()
     open_ledger(f"sqlite:///{folder}/ledger.db", create=True)
     open_ledger(f"sqlite:///{folder}/ledger.db")
+    assert (folder / "ledger.db").is_file()
 
 
 def test_a_ledger_that_is_not_there_is_not_made_by_opening_it(tmp_path: Path) -> None:
