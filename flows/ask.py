@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 from typing import Any
 
-from flows.active import in_force
 from flows.errors import FlowError
 from flows.progress import Progress, silent
 from flows.session import Session, request_of
@@ -66,11 +65,11 @@ def ask(session: Session, prompt: str, *, at: str = "head") -> Answer:
     with session.at(active) as editable:
         text = generate(editable, [prompt])[0]
         tokens = tuple(next_tokens(editable, prompt, k=min(TOP, len(editable.tokenizer))))
-    asked = prompt.casefold()
+    asked, in_force = prompt.casefold(), state.in_force(active)
     because = tuple(
         correction
         for identity, correction in state.corrections.items()
-        if identity in in_force(active, state) and correction.subject.casefold() in asked
+        if identity in in_force and correction.subject.casefold() in asked
     )
     return Answer(prompt, answer(text), text, tokens, head, because)
 
@@ -83,7 +82,7 @@ def evaluate_at(session: Session, at: str, *, progress: Progress = silent) -> tu
         head = resolve_version(work, workspace.model, at)
         state = read_state(work, workspace.model)
     active = state.active(head)
-    held = in_force(active, state)
+    held = state.in_force(active)
     retained = [request_of(correction) for identity, correction in state.corrections.items() if identity in held]
     with session.at(active) as editable:
         found = evaluate(

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from flows.active import in_force
 from flows.draft import Draft, Plan, save_plan
 from flows.errors import FlowError, Refused
 from flows.evidence import Evidence, judge, provenance
@@ -69,7 +68,8 @@ class Round:
             return None
         facts = {c.fact for c in chosen}
         active = state.active(head)
-        kept = [c for i, c in state.corrections.items() if i in in_force(active, state) and c.fact not in facts]
+        in_force = state.in_force(active)
+        kept = [c for i, c in state.corrections.items() if i in in_force and c.fact not in facts]
         plan = Plan(
             kind="edit",
             parent_version=head.version,

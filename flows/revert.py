@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass
 from functools import partial
 
-from flows.active import Contents, in_force, undone, without
+from flows.active import undone, without
 from flows.draft import Plan, save_plan
 from flows.errors import FlowError, Refused
 from flows.evidence import provenance
@@ -68,7 +68,7 @@ def _choose(session: Session, target: Target) -> str:
         after = _after(work, state, before, target)
     if after == before:
         raise Refused(f"{target.reference or target.version} is not in force", "see `nse status`; nothing to revert")
-    stays, was = in_force(after, state), in_force(before, state)
+    stays, was = state.in_force(after), state.in_force(before)
     plan = Plan(
         kind="revert",
         parent_version=head.version,
@@ -87,7 +87,6 @@ def _after(
     work: UnitOfWork, state: ModelState, before: tuple[ActiveDelta, ...], target: Target
 ) -> tuple[ActiveDelta, ...]:
     """The deltas that stay active."""
-    contents: Contents = state.contents
     if target.version is not None:
         return state.active(resolve_version(work, state.heads[0].model, target.version))
     if not target.reference:
@@ -97,9 +96,9 @@ def _after(
         if changeset_status(work, changeset) != "applied":
             raise Refused(f"changeset #{changeset.number} was never applied", "reject it instead")
         place = next(i for i, move in enumerate(state.heads) if move.changeset_id == changeset.id)
-        return undone(before, state.active(state.heads[place - 1]), changeset.active, contents)
+        return undone(before, state.active(state.heads[place - 1]), changeset.active, state)
     correction = work.correction(target.reference)
-    if correction.id not in in_force(before, state):
+    if correction.id not in state.in_force(before):
         problem = f"correction {correction.id[:12]} ({correction.subject}, {correction.target_new}) is not in force"
         raise Refused(problem, f"see `nse blame {correction.subject!r}`")
-    return without(before, {correction.id}, contents)
+    return without(before, {correction.id}, state)

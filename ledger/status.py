@@ -33,12 +33,14 @@ class ModelState:
             raise LedgerError(f"v{move.position} names no changeset of {move.model}", 'run "nse verify"')
         return self.changesets[move.changeset_id].active
 
-    def in_force(self, move: HeadMove) -> frozenset[str]:
-        """Return the corrections in force at a head: those its deltas hold, less the dropped and the superseded."""
-        held: set[str] = set()
-        for delta in self.active(move):
-            held |= self.contents[delta.sha256] - set(delta.dropped)
-        return frozenset(correction for correction in held if not self.replacers.get(correction, frozenset()) & held)
+    def held(self, active: Iterable[ActiveDelta]) -> frozenset[str]:
+        """Return the corrections whose columns are in the weights: those the deltas hold, less the dropped."""
+        return frozenset[str]().union(*(self.contents[delta.sha256] - set(delta.dropped) for delta in active))
+
+    def in_force(self, active: Iterable[ActiveDelta]) -> frozenset[str]:
+        """Return the corrections that the model shall answer: those held, less those that another one held supersedes."""
+        held = self.held(active)
+        return frozenset(i for i in held if not self.replacers.get(i, frozenset()) & held)
 
     def status(self, changeset: Changeset) -> ChangesetStatus:
         """Return the status of a changeset."""
@@ -91,8 +93,8 @@ def correction_status(work: UnitOfWork, model: str) -> dict[str, CorrectionStatu
 
 def correction_statuses(state: ModelState) -> dict[str, CorrectionStatus]:
     """Return the status of every correction of a model whose state is read already."""
-    now = state.in_force(state.heads[-1]) if state.heads else frozenset()
-    ever = frozenset[str]().union(*(state.in_force(move) for move in state.heads))
+    now = state.in_force(state.active(state.heads[-1])) if state.heads else frozenset()
+    ever = frozenset[str]().union(*(state.in_force(state.active(move)) for move in state.heads))
     latest = _latest_results(state)
     first = {identity: _fate(identity, now, ever, latest.get(identity)) for identity in state.corrections}
     status = dict(first)

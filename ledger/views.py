@@ -149,7 +149,7 @@ def blame(work: UnitOfWork, model: str, subject: str, relation: str | None = Non
     """Return the story of each correction of a subject (in any letter case), of one relation if given, oldest first."""
     state = read_state(work, model)
     statuses = correction_statuses(state)
-    in_force = [state.in_force(move) for move in state.heads]
+    in_force = [state.in_force(state.active(move)) for move in state.heads]
     return [
         _blame(state, in_force, correction, statuses[correction.id])
         for correction in state.corrections.values()
@@ -183,7 +183,7 @@ def diff(work: UnitOfWork, model: str, a: HeadMove | str, b: HeadMove | str) -> 
     state = read_state(work, model)
     one = resolve_version(work, model, a) if isinstance(a, str) else a
     other = resolve_version(work, model, b) if isinstance(b, str) else b
-    before, after = state.in_force(one), state.in_force(other)
+    before, after = state.in_force(state.active(one)), state.in_force(state.active(other))
     old, new = state.active(one), state.active(other)
     return VersionDiff(
         a=one,
