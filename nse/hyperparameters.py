@@ -29,6 +29,8 @@ class Hyperparameters:
         v_loss_target: z is done when its loss is below this.
         mom2_update_weight: lambda, the weight of C0 in the solve.
         previous_keys_weight: Weight of each earlier edit's key in the solve; 1 in the paper.
+        joint_values: Whether the corrections of one subject get their z's together; no in the published code.
+        hold_factor: Weight of the divergence at the known facts of a subject that are held; there are none unless given.
         subject_share: Share of a key measured on the subject alone in each context; 0 in the published code.
         neuron_threshold: Share p of the summed key activation that the chosen neurons reach; 1 keeps all.
         alpha: A fact whose |z - h| is above this goes through another pass.
@@ -45,6 +47,8 @@ class Hyperparameters:
     v_loss_target: float = 0.05
     mom2_update_weight: float = 15000.0
     previous_keys_weight: float = 1.0
+    joint_values: bool = True
+    hold_factor: float = 1.0
     subject_share: float = 0.0
     neuron_threshold: float = 1.0
     alpha: float = 2.5
@@ -64,6 +68,7 @@ class Hyperparameters:
             "clamp_norm_factor": self.clamp_norm_factor > 0,
             "mom2_update_weight": self.mom2_update_weight > 0,
             "previous_keys_weight": self.previous_keys_weight >= 0,
+            "hold_factor": self.hold_factor >= 0,
             "subject_share": 0 <= self.subject_share <= 1,
             "neuron_threshold": 0 < self.neuron_threshold <= 1,
             "max_passes": self.max_passes >= 1,
@@ -84,7 +89,15 @@ class Hyperparameters:
 
     def value_settings(self) -> dict[str, Any]:
         """The settings that z depends on: part of the key of the value cache."""
-        names = ("v_num_grad_steps", "v_lr", "v_weight_decay", "clamp_norm_factor", "kl_factor", "v_loss_target")
+        names = (
+            "v_num_grad_steps",
+            "v_lr",
+            "v_weight_decay",
+            "clamp_norm_factor",
+            "kl_factor",
+            "v_loss_target",
+            "hold_factor",
+        )
         return {"z_layer": self.z_layer} | {name: getattr(self, name) for name in names}
 
 
@@ -129,19 +142,14 @@ def hyperparameters_of(data: Mapping[str, Any], *, where: str) -> Hyperparameter
         raise HyperparameterError(f"{where} has no `layers`: name the rewrite layers")
     if data.get("fact_token", "subject_last") != "subject_last":
         raise HyperparameterError(f"{where}: fact_token {data['fact_token']!r} is not supported: use subject_last")
-    known = {f.name: f.type for f in fields(Hyperparameters)}
+    known = {f.name: getattr(f.type, "__name__", str(f.type)) for f in fields(Hyperparameters)}
     values = {key: value for key, value in data.items() if key in known}
     used = set(values) | {"fact_token"}
     try:
         if "max_iterations" in data and "max_passes" not in data:
             values["max_passes"] = max(1, int(data["max_iterations"]) - 1)
             used.add("max_iterations")
-        converted: dict[str, Any] = {
-            key: tuple(int(v) for v in value)
-            if key == "layers"
-            else (int if known[key] in (int, "int") else float)(value)
-            for key, value in values.items()
-        }
+        converted = {key: _converted(known[key], value) for key, value in values.items()}
         return HyperparameterFile(Hyperparameters(**converted), tuple(sorted(set(data) - used)))
     except (TypeError, ValueError) as error:
         raise HyperparameterError(
@@ -149,3 +157,21 @@ def hyperparameters_of(data: Mapping[str, Any], *, where: str) -> Hyperparameter
         ) from error
     except HyperparameterError as error:
         raise HyperparameterError(f"{where}: {error}") from error
+
+
+def _converted(kind: str, value: Any) -> Any:
+    """A setting as what its annotation says it is.
+
+    Raises:
+        TypeError: If it cannot be read as that.
+        ValueError: Likewise.
+    """
+    if kind == "bool":
+        if not isinstance(value, bool):
+            raise TypeError(f"{value!r} is neither true nor false")
+        return value
+    if kind.startswith("tuple"):
+        if isinstance(value, str):
+            raise TypeError(f"{value!r} is a text, not a list")
+        return tuple(int(v) for v in value)
+    return int(value) if kind == "int" else float(value)

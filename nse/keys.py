@@ -13,7 +13,7 @@ from nse.batch import by_length, pad
 from nse.contexts import ContextTemplates, within
 from nse.request import EditRequest
 from nse.tokens import TokenizedPrompt, tokenize_template
-from nse.trace import capture_inputs, capture_outputs
+from nse.trace import capture_inputs, capture_outputs, stopped_after
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,33 +51,44 @@ def measure(
     Raises:
         TokenError: If a subject has no token.
     """
-    contexts = contexts if key_layers else ()
     templates = [c for group in contexts for c in group]
     weights = [1.0 / (len(contexts) * len(group)) for group in contexts for _ in group]
     shares = [w * (1 - subject_share) for w in weights] + [w * subject_share for w in weights if subject_share]
-    rows: list[TokenizedPrompt] = []
+    rows: dict[tuple[int, ...], int] = {}  # texts up to the subject's last token: what follows it changes nothing there
+    wanted: list[int] = []
     for request in requests:
         texts = [within(c, request.prompt_template) for c in templates]
         texts += [*(templates if subject_share else []), request.prompt_template]
-        rows += [tokenize_template(editable.tokenizer, text, request.subject) for text in texts]
-    modules = {str(layer): editable.projection(layer) for layer in key_layers}
-    keys: dict[int, torch.Tensor] = {}
-    hidden = torch.zeros(0)
-    for group in by_length(rows):
-        batch = pad(editable, [rows[i].ids for i in group])
-        at = torch.tensor([rows[i].subject_last for i in group])
-        index = torch.arange(len(group))
-        with capture_inputs(modules) as inputs, capture_outputs({"h": editable.block(hidden_layer)}) as outputs:
-            editable.model.base_model(input_ids=batch.ids, attention_mask=batch.mask, use_cache=False)
-        if hidden.numel() == 0:
-            hidden = torch.zeros(len(rows), outputs["h"].shape[-1], dtype=torch.float64)
-        hidden[group] = outputs["h"][index, at].double().cpu()
-        for layer in key_layers:
-            read = inputs[str(layer)][index, at].double().cpu()
-            keys.setdefault(layer, torch.zeros(len(rows), read.shape[-1], dtype=torch.float64))[group] = read
-    per_fact = len(shares) + 1
-    mean = torch.tensor([*shares, 0.0], dtype=torch.float64)
+        for text in texts:
+            prompt = tokenize_template(editable.tokenizer, text, request.subject)
+            wanted.append(rows.setdefault(prompt.ids[: prompt.subject_last + 1], len(rows)))
+    keys, hidden = _at_the_end(editable, list(rows), key_layers, hidden_layer)
+    at = torch.tensor(wanted).view(len(requests), -1)  # (n, texts)
+    mean = torch.tensor(shares, dtype=torch.float64)
     return Measurement(
-        {layer: torch.einsum("ncd,c->dn", k.view(len(requests), per_fact, -1), mean) for layer, k in keys.items()},
-        hidden.view(len(requests), per_fact, -1)[:, -1].T.contiguous(),
+        {layer: torch.einsum("ncd,c->dn", found[at[:, :-1]], mean) for layer, found in keys.items()},
+        hidden[at[:, -1]].T.contiguous(),
     )
+
+
+def _at_the_end(
+    editable: EditableModel, texts: Sequence[tuple[int, ...]], key_layers: Sequence[int], hidden_layer: int
+) -> tuple[dict[int, torch.Tensor], torch.Tensor]:
+    """Keys (texts, d_mlp) by layer and hidden states (texts, d_model), float64 on the CPU, at the last token of each text."""
+    modules = {str(layer): editable.projection(layer) for layer in key_layers}
+    widths = {layer: editable.base_weight(editable.parameter_name(layer)).shape[1] for layer in key_layers}
+    keys = {layer: torch.zeros(len(texts), width, dtype=torch.float64) for layer, width in widths.items()}
+    hidden = torch.zeros(len(texts), int(editable.model.config.hidden_size), dtype=torch.float64)
+    for group in by_length([TokenizedPrompt(text, len(text)) for text in texts]):
+        batch = pad(editable, [texts[i] for i in group])
+        index, last = torch.arange(len(group)), torch.tensor([len(texts[i]) - 1 for i in group])
+        with (
+            capture_inputs(modules) as inputs,
+            capture_outputs({"h": editable.block(hidden_layer)}) as outputs,
+            stopped_after(editable, max((hidden_layer, *key_layers))),
+        ):
+            editable.model.base_model(input_ids=batch.ids, attention_mask=batch.mask, use_cache=False)
+        hidden[group] = outputs["h"][index, last].double().cpu()
+        for layer in key_layers:
+            keys[layer][group] = inputs[str(layer)][index, last].double().cpu()
+    return keys, hidden

@@ -13,6 +13,7 @@ from nse.delta import Delta
 from nse.hyperparameters import Hyperparameters
 from nse.request import EditRequest
 from nse.statistics import SecondMoments
+from nse.subjects import HeldFact
 from nse.values import ValueStore
 
 Status = Literal["edited", "skipped", "unconverged"]
@@ -27,7 +28,10 @@ class EditContext:
         second_moments: C0 of the base model.
         contexts: Context templates for values and keys.
         previous: Active deltas, in ledger order: the weights to start from, and K_p.
+        earlier: Requests of the facts in `previous`, in their order; those of a subject that is edited now are written again.
+        held: Known facts of subjects, to be left in place where the method can.
         values: Cache of z's, if any.
+        memory: Most bytes of activations at a time, by estimate; by the device if not given.
         progress: Called as `progress(stage, done, total)`.
     """
 
@@ -35,7 +39,10 @@ class EditContext:
     second_moments: SecondMoments
     contexts: ContextTemplates
     previous: tuple[Delta, ...] = ()
+    earlier: tuple[EditRequest, ...] = ()
+    held: tuple[HeldFact, ...] = ()
     values: ValueStore | None = None
+    memory: int | None = None
     progress: Progress = silent
 
 

@@ -17,6 +17,7 @@ from nse.neurons import select_neurons
 from nse.patch import Weights, compose, patched, rounded
 from nse.request import EditRequest
 from nse.solve import solve_update
+from nse.subjects import companions, subject_key
 from nse.values import values_for
 
 
@@ -28,6 +29,11 @@ class _Columns:
     left: list[torch.Tensor] = field(default_factory=list)
     right: list[torch.Tensor] = field(default_factory=list)
     case_index: list[torch.Tensor] = field(default_factory=list)
+
+    def append(self, left: torch.Tensor, right: torch.Tensor, case_index: torch.Tensor) -> None:
+        self.left.append(left)
+        self.right.append(right)
+        self.case_index.append(case_index)
 
     def total(self) -> torch.Tensor:
         return self.earlier + sum((a @ b for a, b in zip(self.left, self.right, strict=True)), torch.zeros(()))
@@ -55,33 +61,43 @@ class NSE:
             raise RequestError("a round needs at least one request: there is nothing to edit")
         for request in requests:
             request.checked()
+        joint = context.hyperparameters.joint_values
+        facts = [*requests, *(companions(requests, context.earlier) if joint else ())]
         with _timed(seconds, "values"):
             values = values_for(
                 editable,
-                requests,
+                facts,
                 contexts=context.contexts,
                 hyperparameters=context.hyperparameters,
+                held=context.held,
                 store=context.values,
+                memory=context.memory,
                 progress=context.progress,
             )
-        round_ = _Round(editable, requests, values.double().T, context, seconds)
+        round_ = _Round(editable, facts, len(requests), values.double().T, context, seconds)
         with patched(editable, compose(editable, context.previous) | round_.starting_weights()):
             delta, cases = round_.run()
-        return EditResult(delta, values, cases, dict(seconds))
+        return EditResult(delta, values[: len(requests)], cases, dict(seconds))
 
 
 class _Round:
-    """The state of one round of edits while its weights are in force in the model."""
+    """The state of one round of edits while its weights are in force in the model.
+
+    Its facts are the requests and, after them, their companions: earlier corrections of the same subjects, which are written
+    again to the z that they share with the requests. What is written for a companion belongs to the requests of its subject.
+    """
 
     def __init__(
         self,
         editable: EditableModel,
-        requests: Sequence[EditRequest],
+        facts: Sequence[EditRequest],
+        requested: int,
         z: torch.Tensor,
         context: EditContext,
         seconds: dict[str, float],
     ) -> None:
-        self.editable, self.requests, self.z, self.context, self.seconds = editable, requests, z, context, seconds
+        self.editable, self.facts, self.requested, self.z = editable, facts, requested, z
+        self.context, self.seconds = context, seconds
         self.hp = context.hyperparameters
         self.columns = {layer: _Columns(self._earlier_update(layer)) for layer in self.hp.layers}
 
@@ -91,64 +107,92 @@ class _Round:
         return {name: rounded(self.editable, name, columns.total()) for name, columns in names.items()}
 
     def run(self) -> tuple[Delta, tuple[CaseReport, ...]]:
-        before = self._residual_norms()
-        written = (before < self.hp.upper_bound).nonzero().squeeze(1)
-        open_ = written
+        state = self._measure()
+        before = self._distances(state)
+        written = self._written(before < self.hp.upper_bound)
+        previous_keys = {layer: self._previous_keys(layer, written) for layer in self.hp.layers}
+        open_, after = written, before
         for number in range(self.hp.max_passes):
             if open_.numel() == 0:
                 break
+            converged = written[~torch.isin(written, open_)]
             for done, layer in enumerate(self.hp.layers):
-                self._write(layer, open_, written[~torch.isin(written, open_)], len(self.hp.layers) - done)
+                earlier = torch.cat([previous_keys[layer], state.keys[layer][:, converged]], dim=1)
+                self._write(layer, open_, state, earlier, len(self.hp.layers) - done)
+                state = self._measure()
                 self.context.progress(f"pass {number + 1}", done + 1, len(self.hp.layers))
-            after = self._residual_norms()
+            after = self._distances(state)
             open_ = written[after[written] > self.hp.alpha]
-        after = self._residual_norms()
-        return self._delta(written), self._cases(written, before, after)
+        return self._delta(written, state), self._cases(written, before, after)
 
-    def _residual_norms(self) -> torch.Tensor:
-        norms: torch.Tensor = (self.z - self._measure(range(len(self.requests)), ()).hidden).pow(2).sum(dim=0).sqrt()
-        return norms
-
-    def _measure(self, facts: Sequence[int], layers: Sequence[int]) -> Measurement:
+    def _measure(self) -> Measurement:
+        """Keys of every rewrite layer and hidden states of all facts, under the weights in force now."""
         with _timed(self.seconds, "keys"):
             return measure(
                 self.editable,
-                [self.requests[i] for i in facts],
+                self.facts,
                 self.context.contexts,
-                key_layers=layers,
+                key_layers=self.hp.layers,
                 hidden_layer=self.hp.z_layer,
                 subject_share=self.hp.subject_share,
             )
 
-    def _write(self, layer: int, facts: torch.Tensor, converged: torch.Tensor, layers_left: int) -> None:
+    def _distances(self, state: Measurement) -> torch.Tensor:
+        """|z - h| (n,) of every fact."""
+        return (self.z - state.hidden).norm(dim=0)
+
+    def _written(self, within_bound: torch.Tensor) -> torch.Tensor:
+        """Places of the requests below `upper_bound`, and of the companions of those."""
+        chosen = within_bound.clone()
+        subjects = {subject_key(self.facts[i]) for i in range(self.requested) if chosen[i]}
+        for i in range(self.requested, len(self.facts)):
+            chosen[i] = subject_key(self.facts[i]) in subjects
+        return chosen.nonzero().squeeze(1)
+
+    def _write(
+        self, layer: int, facts: torch.Tensor, state: Measurement, previous_keys: torch.Tensor, layers_left: int
+    ) -> None:
         """Writes one layer's share of the residual of `facts` and puts the new weight in force."""
-        known = torch.cat([facts, converged]).tolist()
-        measured = self._measure(known, (layer,))
-        keys, settled = measured.keys[layer][:, : len(facts)], measured.keys[layer][:, len(facts) :]
+        keys = state.keys[layer][:, facts]
         with _timed(self.seconds, "solve"):
             left, right = solve_update(
                 keys,
-                (self.z[:, facts] - measured.hidden[:, : len(facts)]) / layers_left,
+                (self.z[:, facts] - state.hidden[:, facts]) / layers_left,
                 second_moment=self.context.second_moments.of(self.editable.projection_name(layer)),
-                previous_keys=torch.cat([self._previous_keys(layer), settled], dim=1),
+                previous_keys=previous_keys,
                 neurons=select_neurons(keys, threshold=self.hp.neuron_threshold),
                 mom2_update_weight=self.hp.mom2_update_weight,
                 previous_keys_weight=self.hp.previous_keys_weight,
             )
-            columns = self.columns[layer]
-            columns.left.append(left)
-            columns.right.append(right)
-            columns.case_index.append(facts)
+            self.columns[layer].append(*self._owned(left, right, facts))
             name = self.editable.parameter_name(layer)
-            weight = rounded(self.editable, name, columns.total())
+            weight = rounded(self.editable, name, self.columns[layer].total())
             self.editable.model.get_parameter(name).data = weight.to(self.editable.model.get_parameter(name).device)
 
-    def _previous_keys(self, layer: int) -> torch.Tensor:
-        """K_p (d_mlp, m): keys of every fact in the active deltas."""
+    def _owned(
+        self, left: torch.Tensor, right: torch.Tensor, facts: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """The factors with every column given to a request: a companion's is shared by the requests of its subject."""
+        requests: dict[str, list[int]] = {}
+        for place in facts[facts < self.requested].tolist():
+            requests.setdefault(subject_key(self.facts[place]), []).append(place)
+        owners = [[f] if f < self.requested else requests[subject_key(self.facts[f])] for f in facts.tolist()]
+        column = torch.tensor([i for i, own in enumerate(owners) for _ in own])
+        share = torch.tensor([1 / len(own) for own in owners for _ in own], dtype=left.dtype)
+        return left[:, column] * share, right[column], torch.tensor([f for own in owners for f in own])
+
+    def _previous_keys(self, layer: int, written: torch.Tensor) -> torch.Tensor:
+        """K_p (d_mlp, m): keys of every fact in the active deltas, the latest of each, less those of subjects written now."""
         name = self.editable.parameter_name(layer)
-        known = [d.layers[name].keys.T.double() for d in self.context.previous if name in d.layers]
+        now = {subject_key(self.facts[i]) for i in written.tolist()} if self.hp.joint_values else set()
+        again = {r.case_id for r in self.context.earlier if subject_key(r) in now}
+        keys: dict[str, torch.Tensor] = {}
+        for delta in self.context.previous:
+            if name in delta.layers:
+                keys |= dict(zip(delta.case_ids, delta.layers[name].keys.double(), strict=True))
+        known = [key for case_id, key in keys.items() if case_id not in again]
         width = self.editable.base_weight(name).shape[1]
-        return torch.cat([torch.zeros(width, 0, dtype=torch.float64), *known], dim=1)
+        return torch.stack(known, dim=1) if known else torch.zeros(width, 0, dtype=torch.float64)
 
     def _earlier_update(self, layer: int) -> torch.Tensor:
         name = self.editable.parameter_name(layer)
@@ -158,9 +202,9 @@ class _Round:
                 update = update + delta.layers[name].product()
         return update
 
-    def _delta(self, written: torch.Tensor) -> Delta:
-        place = {int(fact): i for i, fact in enumerate(written)}
-        keys = self._measure(written.tolist(), self.hp.layers).keys if place else {}
+    def _delta(self, written: torch.Tensor, state: Measurement) -> Delta:
+        requests = written[written < self.requested]
+        place = {int(fact): i for i, fact in enumerate(requests)}
         layers = {}
         for layer, columns in self.columns.items():
             if columns.left:
@@ -169,15 +213,15 @@ class _Round:
                     torch.cat(columns.left, dim=1),
                     torch.cat(columns.right, dim=0),
                     torch.tensor(index, dtype=torch.int32),
-                    keys[layer].T.float().contiguous(),
+                    state.keys[layer][:, requests].T.float().contiguous(),
                 )
-        names = tuple(self.requests[i].case_id for i in place)
+        names = tuple(self.facts[i].case_id for i in place)
         return Delta(layers, names, self.editable.base_digest, {"method": "nse"})
 
     def _cases(self, written: torch.Tensor, before: torch.Tensor, after: torch.Tensor) -> tuple[CaseReport, ...]:
         chosen = set(written.tolist())
         reports = []
-        for i, request in enumerate(self.requests):
+        for i, request in enumerate(self.facts[: self.requested]):
             status: Status = (
                 "skipped" if i not in chosen else ("edited" if after[i] <= self.hp.alpha else "unconverged")
             )

@@ -46,7 +46,7 @@ def test_what_follows_the_subject_does_not_matter(precise) -> None:
 
 
 def test_a_prompt_longer_than_the_model_is_refused(editable) -> None:
-    request = EditRequest("1", "Anna Berg", "{} lives in" + " and in" * 60, "Rome")
+    request = EditRequest("1", "Anna Berg", "and in " * 60 + "{} lives in", "Rome")
     with pytest.raises(TokenError, match="tokens, the model takes 96"):
         measure(editable, [request], CONTEXTS, key_layers=(1,), hidden_layer=2)
 

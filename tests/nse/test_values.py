@@ -8,16 +8,22 @@ import torch
 from nse.architecture import EditableModel
 from nse.errors import TokenError
 from nse.hyperparameters import Hyperparameters
+from nse.objective import compute_z
 from nse.patch import patched
 from nse.request import EditRequest
+from nse.subjects import HeldFact, SubjectFacts
 from nse.trace import capture_outputs
-from nse.values import ValueStore, compute_z, value_key, values_for
+from nse.values import ValueStore, value_keys, values_for
 from tests.nse import oracle
 from tests.nse.conftest import CONTEXTS, digests
 
 
 def relative(a: torch.Tensor, b: torch.Tensor) -> float:
     return float((a.double() - b.double()).norm() / b.double().norm())
+
+
+def value_key(editable, request, contexts, settings, held=()) -> str:
+    return value_keys(editable, [request], SubjectFacts((0,), tuple(held)), contexts, settings)[0]
 
 
 def test_compute_z_agrees_with_the_one_fact_at_a_time_oracle(precise, requests, settings) -> None:

@@ -1,0 +1,195 @@
+"""The objective of z and its minimisation: one delta per subject at the subject's last token, under the weights in force.
+
+The only place where z is computed. It caches nothing and changes no weight; `nse.values` puts the base weights in force.
+"""
+
+from collections.abc import Iterator, Sequence
+
+import torch
+
+from nse.architecture import EditableModel
+from nse.contexts import ContextTemplates, within
+from nse.errors import TokenError
+from nse.hyperparameters import Hyperparameters
+from nse.request import EditRequest
+from nse.rows import Rows, Text, rows_of
+from nse.subjects import HeldFact, SubjectFacts, by_subject
+from nse.tokens import TokenizedPrompt, tokenize_template
+
+KL_TEMPLATE = "{} is a"
+
+
+def texts_of(
+    editable: EditableModel,
+    requests: Sequence[EditRequest],
+    group: SubjectFacts,
+    contexts: ContextTemplates,
+    hyperparameters: Hyperparameters,
+) -> list[Text]:
+    """All texts of one subject: its corrections in every context, "{subject} is a", and the facts to hold.
+
+    Raises:
+        TokenError: If a text cannot be tokenised, or a target has a token that the model cannot produce.
+    """
+    templates = [c for g in contexts for c in g]
+    members = [requests[i] for i in group.members]
+    texts = []
+    for member, request in enumerate(members):
+        for template in templates:
+            text = within(template, request.prompt_template)
+            prompt = tokenize_template(editable.tokenizer, text, request.subject, target=request.target_new)
+            if max(prompt.target_ids) >= editable.vocabulary:
+                raise TokenError(
+                    f"target {request.target_new!r} has a token beyond the model's {editable.vocabulary}: "
+                    "the model cannot produce it"
+                )
+            share = 1 / (len(members) * len(templates) * len(prompt.target_ids))
+            texts.append(Text(prompt, _before_target(prompt), share, kept=False, member=member))
+    essence = tokenize_template(editable.tokenizer, KL_TEMPLATE, members[0].subject)
+    at = essence.subject_last
+    texts.append(Text(essence, range(at, at + 1), hyperparameters.kl_factor, kept=True))
+    for fact in group.held:
+        prompt = tokenize_template(editable.tokenizer, fact.prompt_template, fact.subject, target=fact.object)
+        share = hyperparameters.hold_factor / (len(group.held) * len(prompt.target_ids))
+        texts.append(Text(prompt, _before_target(prompt), share, kept=True))
+    return texts
+
+
+def _before_target(prompt: TokenizedPrompt) -> range:
+    return range(prompt.prompt_length - 1, len(prompt.ids) - 1)
+
+
+def compute_z(
+    editable: EditableModel,
+    requests: Sequence[EditRequest],
+    *,
+    contexts: ContextTemplates,
+    hyperparameters: Hyperparameters,
+    held: Sequence[HeldFact] = (),
+) -> torch.Tensor:
+    """z (n, d_model) float32 on the CPU of all `requests` in one batch, under the weights that the model holds."""
+    groups = by_subject(requests, held, joint=hyperparameters.joint_values)
+    texts = [texts_of(editable, requests, group, contexts, hyperparameters) for group in groups]
+    z = torch.zeros(len(requests), int(editable.model.config.hidden_size))
+    for group, found in zip(groups, minimise(editable, texts, hyperparameters), strict=True):
+        z[list(group.members)] = found
+    return z
+
+
+def minimise(
+    editable: EditableModel,
+    subjects: Sequence[Sequence[Text]],
+    hyperparameters: Hyperparameters,
+    *,
+    memory: int | None = None,
+) -> list[torch.Tensor]:
+    """Optimises z = h + delta for several subjects at once, each with one delta, its own Adam state and its own end.
+
+    delta minimises the mean over a subject's corrections and contexts of -log p(target_new) per token, + kl_factor * KL at
+    "{subject} is a", + hold_factor * the mean KL at its held facts, + v_weight_decay * |delta| / |h|^2, projected to |delta| <=
+    clamp_norm_factor * |h| after each step; |h| is the mean over the corrections. Only the layers above z's are run, and
+    only the tokens from the subject's last one on: the others do not depend on delta. Gradients are summed over batches
+    of texts of like length, so the memory that a step needs does not depend on how many subjects there are.
+
+    Args:
+        editable: The model with the weights under which z is wanted.
+        subjects: The texts of each subject (`texts_of`).
+        hyperparameters: Settings.
+        memory: Most bytes of activations in one batch of texts, by estimate; by the device if not given.
+
+    Returns:
+        Per subject, z (members, d_model) float32 on the CPU.
+
+    References:
+        arXiv 2410.04045, step 1; the objective is MEMIT's (arXiv 2210.07229, appendix A).
+
+    Deviation: corrections of one subject share delta, and known facts can be held; with one correction and none held, this is
+        the published objective.
+    """
+    hp = hyperparameters
+    batches, h, owner = _prepared(editable, subjects, hp.z_layer, memory or default_memory(editable))
+    norm = torch.zeros(len(subjects), device=h.device).index_add(0, owner, h.norm(dim=1))
+    norm = norm / torch.bincount(owner, minlength=len(subjects))
+    limit = (hp.clamp_norm_factor * norm)[:, None]
+    delta = torch.zeros(len(subjects), h.shape[1], device=h.device, requires_grad=True)
+    optimizer = torch.optim.Adam([delta], lr=hp.v_lr)
+    active = torch.ones(len(subjects), dtype=torch.bool, device=h.device)
+    for _ in range(hp.v_num_grad_steps):
+        optimizer.zero_grad()
+        penalty = hp.v_weight_decay * delta.norm(dim=1) / norm**2
+        penalty.sum().backward()
+        loss = penalty.detach().clone()
+        for rows in batches:
+            share = _shares(rows, rows.logits(editable, delta, hp.z_layer))
+            share.sum().backward()
+            loss.index_add_(0, rows.subject[rows.row], share.detach())
+        open_ = active & (loss >= hp.v_loss_target)
+        if not bool(open_.any()):
+            break
+        frozen = delta.detach().clone()
+        optimizer.step()
+        with torch.no_grad():
+            projected = delta * (limit / delta.norm(dim=1, keepdim=True).clamp_min(1e-12)).clamp_max(1.0)
+            delta.copy_(torch.where(open_[:, None], projected, frozen))
+        if not torch.equal(open_, active):
+            active = open_
+            batches = [rows for batch in batches if len((rows := batch.of(active)).ids)]
+    z = (h + delta.detach()[owner]).float().cpu()
+    return [z[(owner == subject).cpu()] for subject in range(len(subjects))]
+
+
+def default_memory(editable: EditableModel) -> int:
+    """Bytes of activations in one batch of texts: little on a processor, where what fits in its caches is fastest."""
+    return 1 << 27 if editable.device.type == "cpu" else 1 << 31
+
+
+def _prepared(
+    editable: EditableModel, subjects: Sequence[Sequence[Text]], z_layer: int, memory: int
+) -> tuple[list[Rows], torch.Tensor, torch.Tensor]:
+    """Texts of like length in batches; h (n, d_model) float32 of each correction in its first context, and its subject (n,)."""
+    flat = [(subject, text) for subject, own in enumerate(subjects) for text in own]
+    first: dict[tuple[int, int], int] = {}
+    for place, (subject, text) in enumerate(flat):
+        if text.member >= 0:
+            first.setdefault((subject, text.member), place)
+    order = sorted(range(len(flat)), key=lambda i: (flat[i][1].after, flat[i][1].prompt.subject_last))
+    hidden: dict[int, torch.Tensor] = {}
+    batches = []
+    for part in _parts(editable, [flat[i][1] for i in order], z_layer, memory):
+        places = [order[i] for i in part]
+        rows = rows_of(editable, [flat[i][1] for i in places], [flat[i][0] for i in places], z_layer)
+        hidden |= {place: rows.states[row, 0].float() for row, place in enumerate(places)}
+        batches.append(rows)
+    owner = torch.tensor([subject for subject, _ in first], device=editable.device)
+    return batches, torch.stack([hidden[place] for place in first.values()]), owner
+
+
+def _parts(editable: EditableModel, texts: Sequence[Text], z_layer: int, memory: int) -> Iterator[list[int]]:
+    """Places of `texts`, in their order, in batches of about `memory` bytes of activations, at least one text each."""
+    width = int(editable.model.config.hidden_size)
+    inner = editable.base_weight(editable.parameter_name(z_layer)).shape[1]
+    per_token = 4 * (editable.layers - z_layer) * (16 * width + 4 * inner)  # what each layer keeps for its gradient
+    part: list[int] = []
+    scored = 0
+    for place, text in enumerate(texts):
+        scored += len(text.scored)
+        logits = 4 * 3 * editable.vocabulary * scored
+        if part and text.after * (len(part) + 1) * per_token + logits > memory:
+            yield part
+            part, scored = [], len(text.scored)
+        part.append(place)
+    if part:
+        yield part
+
+
+def _shares(rows: Rows, logits: torch.Tensor) -> torch.Tensor:
+    """What each scored position (m,) adds to its subject's loss, from logits (m, vocabulary)."""
+    shares = torch.zeros(len(rows.kept), device=logits.device)
+    wanted, kept = (~rows.kept).nonzero().squeeze(1), rows.kept.nonzero().squeeze(1)
+    if len(wanted):
+        surprise = torch.nn.functional.cross_entropy(logits[wanted], rows.token[wanted], reduction="none")
+        shares = shares.index_add(0, wanted, surprise)
+    if len(kept):
+        logs = logits[kept].log_softmax(dim=-1)
+        shares = shares.index_add(0, kept, (rows.reference.exp() * (rows.reference - logs)).sum(dim=1))
+    return rows.weight * shares
