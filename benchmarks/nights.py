@@ -23,7 +23,7 @@ from nse.delta import Delta
 from nse.editors import EditContext, get_editor
 from nse.evaluation.probes import Probe
 from nse.evaluation.run import ask, evaluate
-from nse.evaluation.suites import Suite, read_suite
+from nse.evaluation.suites import Suite, held_facts, read_suite
 from nse.hyperparameters import read_hyperparameters
 from nse.patch import compose, patched
 from nse.request import EditRequest
@@ -96,6 +96,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--full-every", type=int, default=1, help="nights between full evaluations")
+    parser.add_argument("--no-hold", dest="hold", action="store_false", help="hold no known facts in place")
     parser.add_argument("--values", type=Path, default=HERE / "build/values")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--plot", type=Path)
@@ -113,6 +114,7 @@ def main() -> None:
         else collect_second_moments(editable, options.corpus, layers=settings.layers)
     )
     context = EditContext(settings, moments, read_contexts(options.contexts), values=ValueStore(options.values))
+    context = replace(context, held=held_facts(suite) if options.hold else ())
     stream = random_corrections(suite, count=options.nights * options.batch, seed=options.seed)
     console, deltas, rows = Console(width=160), [], []
     table = Table(title=f"{options.nights} nights of {options.batch}, free generation (%)")
@@ -122,7 +124,8 @@ def main() -> None:
     for night in range(options.nights):
         batch = stream[night * options.batch : (night + 1) * options.batch]
         begun = time.perf_counter()
-        result = get_editor("nse").edit(editable, batch, replace(context, previous=tuple(deltas)))
+        now = replace(context, previous=tuple(deltas), earlier=tuple(stream[: night * options.batch]))
+        result = get_editor("nse").edit(editable, batch, now)
         seconds = (time.perf_counter() - begun) / len(batch)
         deltas.append(result.delta)
         past = stream[: (night + 1) * options.batch]

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import typer
 
-from flows.commands import changesets, filing, history, place, tools
+from flows.commands import calibrate, changesets, export, filing, history, place, tools
 from flows.commands.output import ERR
 from flows.errors import FlowError
 from ledger.errors import DecisionRefused, HeadMoved, LedgerError
@@ -22,10 +22,14 @@ COMMANDS = (
     *(place.init, filing.ingest, filing.values),
     *(changesets.plan, changesets.show, changesets.approve, changesets.reject, changesets.apply, changesets.revert),
     *(history.log, history.blame, history.diff, history.ask, place.status, place.verify),
-    *(tools.evaluate, tools.edit, tools.stats, place.serve, place.demo),
+    *(tools.evaluate, tools.edit, tools.stats, calibrate.calibrate, place.serve, place.demo),
 )
 for command in COMMANDS:
     app.command()(command)
+exports = typer.Typer(help="Take a version out of the workspace.", no_args_is_help=True)
+for command in (export.lora, export.merged):
+    exports.command()(command)
+app.add_typer(exports, name="export")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

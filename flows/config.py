@@ -30,13 +30,25 @@ class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+class ArchitectureParams(_Section):
+    """Where the parts of a model are, if its family is not known: the five lines of `nse.description`."""
+
+    block: str
+    output_projection: str | list[str]
+    transposed: bool = False
+    final_norm: str
+    post_norm: str | None = None
+
+
 class ModelParams(_Section):
-    """Which model is kept correct; `path` is absolute or relative to the workspace."""
+    """Which model is kept correct; `path` is absolute or relative to the workspace. `device_map: auto` uses all devices."""
 
     name: str = Field(min_length=1)
     path: str = Field(min_length=1)
     dtype: Literal["float32", "float16", "bfloat16"] = "float32"
     digest: str = Field(pattern=r"^[0-9a-f]{64}$")
+    device_map: Literal["auto"] | None = None
+    architecture: ArchitectureParams | None = None
 
 
 class MethodParams(_Section):
@@ -101,8 +113,10 @@ def read_params(path: Path) -> Params:
 
 
 def write_params(path: Path, params: Params) -> None:
-    """Writes `params` as YAML, in the order of the fields."""
-    path.write_text(yaml.safe_dump(params.model_dump(), sort_keys=False, allow_unicode=True), encoding="utf-8")
+    """Writes `params` as YAML, in the order of the fields, less those that are not set."""
+    path.write_text(
+        yaml.safe_dump(params.model_dump(exclude_none=True), sort_keys=False, allow_unicode=True), encoding="utf-8"
+    )
 
 
 def _one_line(name: str, error: ValidationError) -> str:

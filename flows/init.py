@@ -5,14 +5,14 @@ import logging
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 import yaml
 
-from flows.config import PARAMS, ModelParams, Params, read_params, write_params
+from flows.config import PARAMS, ArchitectureParams, ModelParams, Params, read_params, write_params
 from flows.errors import FlowError
 from flows.git import commit, git, identity
 from flows.session import Session
@@ -20,6 +20,7 @@ from flows.workspace import Workspace, ledger_url
 from ledger.unit_of_work import open_ledger
 from nse.architecture import load_model
 from nse.contexts import read_contexts, sample_contexts
+from nse.description import read_architecture
 from nse.evaluation.suites import read_suite
 from nse.fingerprint import file_digest
 from nse.hyperparameters import read_hyperparameters
@@ -50,6 +51,8 @@ class Setup:
         remote: URL of the DVC remote; a folder beside the workspace if None.
         copy_model: Whether the model is copied into the workspace and tracked by DVC.
         user: "Name <email>" for git, in this workspace only.
+        architecture: YAML that describes the model's family, if it is not a known one.
+        device_map: "auto" to use all devices.
     """
 
     model: Path
@@ -62,6 +65,8 @@ class Setup:
     remote: str | None = None
     copy_model: bool = False
     user: str | None = None
+    architecture: Path | None = None
+    device_map: Literal["auto"] | None = None
 
 
 def init(folder: Path, setup: Setup) -> Workspace:
@@ -76,7 +81,12 @@ def init(folder: Path, setup: Setup) -> Workspace:
     settings = read_hyperparameters(setup.hparams).settings
     if setup.contexts is not None:
         read_contexts(setup.contexts)
-    editable = load_model(setup.model, dtype=getattr(torch, setup.dtype))
+    editable = load_model(
+        setup.model,
+        dtype=getattr(torch, setup.dtype),
+        architecture=read_architecture(setup.architecture) if setup.architecture else None,
+        device_map=setup.device_map,
+    )
     editable.check_layers(settings.layers)
     params = _params(root, setup, editable.base_digest)
     if (root / PARAMS).is_file():
@@ -142,7 +152,17 @@ def _params(root: Path, setup: Setup, digest: str) -> Params:
     else:
         model = setup.model.resolve()
         path = str(model.relative_to(root)) if model.is_relative_to(root) else str(model)
-    params = Params(model=ModelParams(name=setup.name, path=path, dtype=setup.dtype, digest=digest))
+    described = asdict(read_architecture(setup.architecture)) if setup.architecture else None
+    params = Params(
+        model=ModelParams(
+            name=setup.name,
+            path=path,
+            dtype=setup.dtype,
+            digest=digest,
+            device_map=setup.device_map,
+            architecture=ArchitectureParams.model_validate(described) if described else None,
+        )
+    )
     if setup.hparams.suffix in (".yaml", ".yml"):
         return params.model_copy(update={"method": params.method.model_copy(update={"hparams": "hparams.yaml"})})
     return params

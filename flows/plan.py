@@ -19,9 +19,12 @@ from ledger.status import ModelState, correction_statuses, read_state
 from nse.contexts import read_contexts
 from nse.delta import Delta
 from nse.editors import EditContext, get_editor
+from nse.evaluation.suites import held_facts, read_suite
+from nse.factors import FactorStore
 from nse.hyperparameters import read_hyperparameters
 from nse.request import EditRequest
 from nse.statistics import SecondMoments, read_second_moments
+from nse.subjects import companions
 from nse.values import ValueStore, values_for
 
 T = TypeVar("T")
@@ -91,20 +94,29 @@ class Round:
 
     def values(self, plan: str) -> int:
         """Computes the target states z that the cache lacks; returns how many corrections have theirs now."""
-        return compute_values(self.session, self._corrections(self._plan(plan).corrections), progress=self.progress)
+        wanted = self._plan(plan)
+        return compute_values(
+            self.session,
+            self._requests(wanted.corrections),
+            earlier=self._earlier(_active(wanted.after)),
+            progress=self.progress,
+        )
 
     def edit(self, plan: str) -> dict[str, str]:
         """Writes the corrections on top of the head into a delta; returns the status of each."""
         draft = Draft(self.workspace, plan)
         if not draft.has("results"):
             wanted, method = self._plan(plan), self.workspace.params.method
-            path = self.workspace.path
+            path, before = self.workspace.path, _active(wanted.after)
             context = EditContext(
                 hyperparameters=read_hyperparameters(path(method.hparams)).settings,
                 second_moments=second_moments(self.session),
                 contexts=read_contexts(path(method.contexts)),
-                previous=self.session.deltas(_active(wanted.before)),
+                previous=self.session.deltas(before),
+                earlier=self._earlier(before),
+                held=held_facts(read_suite(path(self.workspace.params.suite))),
                 values=value_store(self.workspace),
+                factors=FactorStore(self.workspace.state / "factors"),
                 progress=under("edit", self.progress),
             )
             result = get_editor(method.name).edit(self.session.editable, self._requests(wanted.corrections), context)
@@ -112,6 +124,10 @@ class Round:
             names = ("case_id", "status", "residual_before", "residual_after")
             draft.write("results", [{name: getattr(case, name) for name in names} for case in result.cases])
         return {case["case_id"]: case["status"] for case in draft.read("results")}
+
+    def writes(self, plan: str) -> bool:
+        """Whether the plan writes anything: a revert may only leave columns out."""
+        return bool(self._plan(plan).corrections)
 
     def evaluate(self, plan: str) -> str:
         """Runs the suite on head and candidate; returns the candidate's version."""
@@ -184,6 +200,9 @@ class Round:
     def _requests(self, ids: list[str]) -> list[EditRequest]:
         return [request_of(correction) for correction in self._corrections(ids)]
 
+    def _earlier(self, active: tuple[ActiveDelta, ...]) -> tuple[EditRequest, ...]:
+        return earlier_requests(self.workspace, active)
+
 
 def _pending(state: ModelState, most: int) -> list[Correction]:
     statuses = correction_statuses(state)
@@ -219,18 +238,46 @@ def value_store(workspace: Workspace) -> ValueStore:
     return ValueStore(workspace.state / "values")
 
 
-def compute_values(session: Session, corrections: list[Correction], *, progress: Progress = silent) -> int:
-    """Computes and caches z for `corrections`; what is cached costs nothing. Returns how many have theirs now."""
+def earlier_requests(workspace: Workspace, active: tuple[ActiveDelta, ...]) -> tuple[EditRequest, ...]:
+    """The requests of all corrections whose columns are in `active`, in the order of filing."""
+    with workspace.ledger().read() as work:
+        state = read_state(work, workspace.model)
+    held = state.held(active)
+    return tuple(request_of(correction) for identity, correction in state.corrections.items() if identity in held)
+
+
+def compute_values(
+    session: Session,
+    requests: list[EditRequest],
+    *,
+    earlier: tuple[EditRequest, ...],
+    progress: Progress = silent,
+) -> int:
+    """Computes and caches z for `requests` and the `earlier` corrections of their subjects; how many have theirs now."""
     method, path = session.workspace.params.method, session.workspace.path
-    found = values_for(
+    settings = read_hyperparameters(path(method.hparams)).settings
+    values_for(
         session.editable,
-        [request_of(correction) for correction in corrections],
+        [*requests, *(companions(requests, earlier) if settings.joint_values else ())],
         contexts=read_contexts(path(method.contexts)),
-        hyperparameters=read_hyperparameters(path(method.hparams)).settings,
+        hyperparameters=settings,
+        held=held_facts(read_suite(path(session.workspace.params.suite))),
         store=value_store(session.workspace),
         progress=progress,
     )
-    return len(found)
+    return len(requests)
+
+
+def compute_pending_values(session: Session, *, progress: Progress = silent) -> int:
+    """Computes z for every correction that waits, ahead of the night; returns how many wait."""
+    workspace = session.workspace
+    pending = pending_corrections(workspace)
+    if not pending:
+        return 0
+    with workspace.ledger().read() as work:
+        state, head = read_state(work, workspace.model), work.head(workspace.model)
+    earlier = earlier_requests(workspace, state.active(head))
+    return compute_values(session, [request_of(c) for c in pending], earlier=earlier, progress=progress)
 
 
 def pending_corrections(workspace: Workspace) -> list[Correction]:

@@ -1,10 +1,13 @@
-"""Revert: a changeset that leaves out corrections or rounds, judged and approved like an edit; later deltas stay."""
+"""Revert: a changeset that leaves out corrections or rounds, judged and approved like an edit; later deltas stay.
+
+Corrections of one subject share their columns' effect: where some of them go and others stay, those that stay are written again.
+"""
 
 import re
 from dataclasses import dataclass
 from functools import partial
 
-from flows.active import undone, without
+from flows.active import undone, unsettled, without
 from flows.draft import Plan, save_plan
 from flows.errors import FlowError, Refused
 from flows.evidence import provenance
@@ -53,8 +56,14 @@ def plan_revert(
     steps = Round(session, by=by, reason=reason, progress=progress)
     with writer(workspace, "revert", by):
         plan = run_step("choose what stays", partial(_choose, session, target))
+        stored = None
+        if steps.writes(plan):
+            run_step("compute values", steps.values, plan)
+            run_step("edit", steps.edit, plan)
         run_step("evaluate", steps.evaluate, plan)
-        number = run_step("propose changeset", steps.propose, plan, None)
+        if steps.writes(plan):
+            stored = run_step("store delta", steps.store, plan)
+        number = run_step("propose changeset", steps.propose, plan, stored)
     with workspace.ledger().read() as work:
         return work.changeset(f"#{number}")
 
@@ -69,14 +78,15 @@ def _choose(session: Session, target: Target) -> str:
     if after == before:
         raise Refused(f"{target.reference or target.version} is not in force", "see `nse status`; nothing to revert")
     stays, was = state.in_force(after), state.in_force(before)
+    again = unsettled(before, after, state)
     plan = Plan(
         kind="revert",
         parent_version=head.version,
         base_digest=workspace.params.model.digest,
         before=[delta.to_dict() for delta in before],
         after=[delta.to_dict() for delta in after],
-        corrections=[],
-        retained=[identity for identity in state.corrections if identity in stays],
+        corrections=list(again),
+        retained=[identity for identity in state.corrections if identity in stays and identity not in again],
         reverted=[identity for identity in state.corrections if identity in was - stays],
         provenance=provenance(workspace),
     )

@@ -13,6 +13,7 @@ from flows.workspace import Workspace
 from ledger.records import ActiveDelta, Correction
 from nse.architecture import EditableModel, load_model
 from nse.delta import Delta
+from nse.description import architecture_of
 from nse.errors import ArchitectureError
 from nse.evaluation.run import OutcomeStore
 from nse.patch import compose, patched, version_digest
@@ -43,8 +44,15 @@ class Session:
             FlowError: If it is not the model that the workspace was made for.
             ArchitectureError: If it cannot be loaded.
         """
-        editable = load_model(self.workspace.model_path, dtype=getattr(torch, self.workspace.params.model.dtype))
-        expected = self.workspace.params.model.digest
+        params = self.workspace.params.model
+        described = params.architecture.model_dump() if params.architecture else None
+        editable = load_model(
+            self.workspace.model_path,
+            dtype=getattr(torch, params.dtype),
+            architecture=architecture_of(described, where="params.yaml: model.architecture") if described else None,
+            device_map=params.device_map,
+        )
+        expected = params.digest
         if editable.base_digest != expected:
             problem = (
                 f"{self.workspace.model_path} has digest {editable.base_digest[:12]}, params.yaml says {expected[:12]}"

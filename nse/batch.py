@@ -1,13 +1,19 @@
-"""Padding token sequences into batches, on the right, so that no real token sees a pad."""
+"""Batches: token sequences padded on the right, so that no real token sees a pad, and halved when they do not fit in memory."""
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 
 from nse.architecture import EditableModel
-from nse.errors import TokenError
+from nse.errors import NseError, TokenError
 from nse.tokens import TokenizedPrompt
+
+_LOG = logging.getLogger(__name__)
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 Progress = Callable[[str, int, int], None]
 """Called as `progress(stage, done, total)`."""
@@ -36,10 +42,9 @@ def pad(editable: EditableModel, sequences: Sequence[Sequence[int]]) -> Batch:
         TokenError: If one is longer than the model's positions.
     """
     longest = max(len(s) for s in sequences)
-    positions = getattr(editable.model.config, "max_position_embeddings", longest)
-    if longest > positions:
+    if longest > editable.positions:
         raise TokenError(
-            f"a text has {longest} tokens, the model takes {positions}: shorten the prompt or its contexts"
+            f"a text has {longest} tokens, the model takes {editable.positions}: shorten the prompt or its contexts"
         )
     ids = torch.zeros(len(sequences), longest, dtype=torch.long)
     mask = torch.zeros_like(ids)
@@ -60,3 +65,37 @@ def by_length(prompts: Sequence[TokenizedPrompt], *, tokens: int = TOKENS_PER_BA
         group.append(index)
     if group:
         yield group
+
+
+def halved(run: Callable[[Sequence[Item]], Sequence[Result]], items: Sequence[Item], *, what: str) -> list[Result]:
+    """Results of `run(items)`; where that does not fit in memory, of its halves, and theirs, down to one item at a time.
+
+    Args:
+        run: Takes a batch, returns one result per item. It is called again with fewer items, so it must leave nothing behind.
+        items: The batch.
+        what: What the batch holds, in the plural, for messages.
+
+    Raises:
+        NseError: If one item alone does not fit.
+    """
+    if not items:
+        return []
+    try:
+        return list(run(items))
+    except RuntimeError as error:  # torch.OutOfMemoryError is one
+        if not _out_of_memory(error):
+            raise
+        if len(items) == 1:
+            reason = str(error).splitlines()[0]
+            raise NseError(
+                f"one of the {what} does not fit in memory by itself ({reason}): shorten it, or take a smaller dtype"
+            ) from error
+    # outside the handler, which keeps the failed batch's activations alive
+    half = len(items) // 2
+    _LOG.warning("%d %s do not fit in memory: halved", len(items), what)
+    return [*halved(run, items[:half], what=what), *halved(run, items[half:], what=what)]
+
+
+def _out_of_memory(error: RuntimeError) -> bool:
+    """Whether an allocator had no more to give; the processor's raises a plain RuntimeError."""
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)

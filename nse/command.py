@@ -14,14 +14,18 @@ from safetensors.torch import save_file
 from nse.architecture import EditableModel, load_model
 from nse.batch import Progress, silent
 from nse.contexts import ContextTemplates, read_contexts, sample_contexts
+from nse.corpus import open_corpus
 from nse.delta import Delta, LayerDelta
+from nse.description import read_architecture
 from nse.editors import EditContext, EditResult, get_editor
 from nse.errors import NseError, RequestError
 from nse.fingerprint import file_digest, json_digest
 from nse.hyperparameters import read_hyperparameters
 from nse.patch import compose, patched, version_digest
+from nse.presets import preset_or_file
 from nse.request import read_requests
-from nse.statistics import SecondMoments, collect_second_moments, read_second_moments
+from nse.statistics import PartialFile, SecondMoments, collect_second_moments, read_second_moments
+from nse.subjects import HeldFact, fact_key
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,14 +38,34 @@ class EditFiles:
     method: str = "nse"
     second_moment: Path | None = None
     contexts: Path | None = None
+    hold: Path | None = None
+    architecture: Path | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class StreamOptions:
+    """How a stream is edited.
+
+    Attributes:
+        batch_size: Requests per round; all in one if not given.
+        seed: Of the context templates that are sampled where no file is given.
+        memory: Most bytes of activations at a time, by estimate; by the device if not given.
+        dtype: Type of the model's weights.
+        device_map: As transformers takes it, e.g. "auto"; needs accelerate.
+    """
+
+    batch_size: int | None = None
+    seed: int = 0
+    memory: int | None = None
+    dtype: torch.dtype = torch.float32
+    device_map: str | None = None
 
 
 def edit_stream(
     files: EditFiles,
     *,
     output: Path,
-    batch_size: int | None = None,
-    seed: int = 0,
+    options: StreamOptions = StreamOptions(),
     save_model: Path | None = None,
     progress: Progress = silent,
 ) -> dict[str, Any]:
@@ -50,8 +74,7 @@ def edit_stream(
     Args:
         files: What to edit, with what.
         output: Folder; made if missing. Nothing is written before all batches are done.
-        batch_size: Requests per round; all in one if not given.
-        seed: Of the context templates that are sampled where no file is given.
+        options: How.
         save_model: Folder for the edited model in transformers' own format.
         progress: Called as `progress(stage, done, total)`.
 
@@ -65,21 +88,28 @@ def edit_stream(
     if not requests:
         raise RequestError(f"{files.requests} holds no request: there is nothing to edit")
     hparams = read_hyperparameters(files.hparams)
-    editable = load_model(files.model)
+    described = read_architecture(files.architecture) if files.architecture else None
+    editable = load_model(files.model, dtype=options.dtype, architecture=described, device_map=options.device_map)
     editable.check_layers(hparams.settings.layers)
-    contexts = read_contexts(files.contexts) if files.contexts else sample_contexts(editable, seed=seed)
+    contexts = read_contexts(files.contexts) if files.contexts else sample_contexts(editable, seed=options.seed)
     moments = _second_moments(editable, files, hparams.settings.layers)
-    context = EditContext(hparams.settings, moments, contexts, progress=progress)
+    known = _known(files.hold) if files.hold else ()
+    context = EditContext(hparams.settings, moments, contexts, memory=options.memory, progress=progress)
     results: list[EditResult] = []
-    size = len(requests) if batch_size is None else batch_size
+    size = len(requests) if options.batch_size is None else options.batch_size
     if size < 1:
         raise RequestError(f"batch size {size} is no number of requests: give 1 or more")
     for start in range(0, len(requests), size):
         progress("batch", start // size + 1, -(-len(requests) // size))
         batch = requests[start : start + size]
-        results.append(
-            get_editor(files.method).edit(editable, batch, replace(context, previous=tuple(r.delta for r in results)))
+        corrected = {fact_key(r) for r in requests[: start + size]}
+        now = replace(
+            context,
+            previous=tuple(r.delta for r in results),
+            earlier=tuple(requests[:start]),
+            held=tuple(fact for fact in known if fact_key(fact) not in corrected),
         )
+        results.append(get_editor(files.method).edit(editable, batch, now))
     delta = merge([r.delta for r in results])
     weights = compose(editable, [delta])
     report = {
@@ -89,8 +119,9 @@ def edit_stream(
         "batches": [{"size": len(r.cases), "seconds": r.seconds} for r in results],
         "hyper_parameters": {k: v for k, v in hparams.settings.to_dict().items() if v != float("inf")},
         "unused_keys": list(hparams.unused),
+        "differences": list(hparams.differences),
         "contexts": contexts,
-        "seed": seed,
+        "seed": options.seed,
         "digests": _digests(editable, files, weights, contexts),
         "versions": versions(),
     }
@@ -109,18 +140,24 @@ def collect(
     layers: Sequence[int],
     output: Path,
     tokens: int | None = None,
+    dtype: torch.dtype = torch.float32,
     progress: Progress = silent,
 ) -> dict[str, Any]:
-    """Estimates second moments and writes them; returns their metadata.
+    """Estimates second moments and writes them; returns their metadata and what to be wary of.
+
+    Unfinished sums are kept in `<output>.partial` on the way: the same command goes on from there after an interruption.
 
     Raises:
         NseError: If the model or the corpus cannot be read, or a layer does not exist.
     """
     begun = time.perf_counter()
-    editable = load_model(model)
-    moments = collect_second_moments(editable, corpus, layers=layers, tokens=tokens, progress=progress)
+    editable = load_model(model, dtype=dtype)
+    partial = PartialFile(output.with_name(f"{output.name}.partial"))
+    moments = collect_second_moments(editable, corpus, layers=layers, tokens=tokens, partial=partial, progress=progress)
     moments.save(output)
-    return {**moments.metadata, "modules": sorted(moments.moments), "seconds": time.perf_counter() - begun}
+    partial.path.unlink(missing_ok=True)
+    told = {"modules": sorted(moments.moments), "warnings": moments.warnings(), "seconds": time.perf_counter() - begun}
+    return {**moments.metadata, **told}
 
 
 def merge(deltas: Sequence[Delta]) -> Delta:
@@ -150,7 +187,8 @@ def _second_moments(editable: EditableModel, files: EditFiles, layers: Sequence[
             "no second moments: make them with `nse stats --model ... --corpus ... --layers ...`, give --second-moment"
         )
     module = editable.projection_name(layers[0]) if len(layers) == 1 else None
-    moments = read_second_moments(files.second_moment, module=module)
+    only = {editable.projection_name(layer) for layer in layers}
+    moments = read_second_moments(files.second_moment, module=module, only=only)
     made_for = moments.metadata.get("model_digest", editable.base_digest)
     if made_for != editable.base_digest:
         raise NseError(
@@ -169,10 +207,19 @@ def _digests(
         "edited": version_digest(editable, weights),
         "tokenizer": editable.tokenizer_digest,
         "requests": file_digest(files.requests),
-        "hparams": file_digest(files.hparams),
-        "second_moment": file_digest(files.second_moment) if files.second_moment else "",
+        "hparams": file_digest(preset_or_file(files.hparams)),
+        "second_moment": open_corpus(files.second_moment).digest() if files.second_moment else "",
+        **({"hold": file_digest(files.hold)} if files.hold else {}),
         "contexts": json_digest(contexts),
     }
+
+
+def _known(path: Path) -> tuple[HeldFact, ...]:
+    """The facts to hold in a file of any layout of requests: `target_true` is what the model knows."""
+    facts = read_requests(path)
+    if without := next((r.case_id for r in facts if r.target_true is None), None):
+        raise RequestError(f"{path}: case {without} has no target_true: it is the object to be held")
+    return tuple(HeldFact(r.subject, r.prompt_template, r.target_true or "", r.relation) for r in facts)
 
 
 def _write(output: Path, delta: Delta, values: torch.Tensor, report: dict[str, Any]) -> None:

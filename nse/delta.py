@@ -63,6 +63,8 @@ class Delta:
         Raises:
             DeltaError: If one of them is not in this delta.
         """
+        if not case_ids:
+            return self
         if unknown := set(case_ids) - set(self.case_ids):
             raise DeltaError(f"delta holds no fact {min(unknown)!r}: check the identity")
         kept = [i for i, name in enumerate(self.case_ids) if name not in case_ids]

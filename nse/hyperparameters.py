@@ -12,7 +12,11 @@ from typing import Any
 import yaml
 
 from nse.errors import HyperparameterError, RequestError
+from nse.presets import preset_or_file
 from nse.request import read_text
+
+PUBLISHED_KEYS = frozenset(("layer_selection", "max_iterations", "mom2_n_samples", "v_loss_layer", "alg_name"))
+"""Keys that only published files have: a file with one of them is read by its project's meaning."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,18 +107,20 @@ class Hyperparameters:
 
 @dataclass(frozen=True, slots=True)
 class HyperparameterFile:
-    """What a file said: the settings, and the keys that are not used here."""
+    """What a file said: the settings, the keys that are not used here, and what a published file means elsewhere than here."""
 
     settings: Hyperparameters
     unused: tuple[str, ...]
+    differences: tuple[str, ...] = ()
 
 
 def read_hyperparameters(path: Path) -> HyperparameterFile:
-    """Reads a JSON or YAML file in our layout or in one of the published ones.
+    """Reads a JSON or YAML file in our layout or in one of the published ones, or the preset that `path` names.
 
     Raises:
         HyperparameterError: If the file is missing or malformed, lacks `layers`, or asks for something unsupported.
     """
+    path = preset_or_file(path)
     try:
         text = read_text(path)
         data = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
@@ -133,7 +139,8 @@ def hyperparameters_of(data: Mapping[str, Any], *, where: str) -> Hyperparameter
     """Builds settings from a mapping by our keys or the published ones.
 
     Deviation: the published `max_iterations` counts one more than the passes made (the loop breaks before the last), so
-    `max_iterations: 3` is `max_passes: 2` here.
+    `max_iterations: 3` is `max_passes: 2` here. A published file without it (MEMIT, AlphaEdit) is of a method that makes one
+    pass, whatever remains.
 
     Raises:
         HyperparameterError: If `layers` is missing or a value has the wrong type or range; `where` names the file.
@@ -149,8 +156,11 @@ def hyperparameters_of(data: Mapping[str, Any], *, where: str) -> Hyperparameter
         if "max_iterations" in data and "max_passes" not in data:
             values["max_passes"] = max(1, int(data["max_iterations"]) - 1)
             used.add("max_iterations")
+        elif PUBLISHED_KEYS & set(data):
+            values = {"max_passes": 1, "alpha": float("inf")} | values
         converted = {key: _converted(known[key], value) for key, value in values.items()}
-        return HyperparameterFile(Hyperparameters(**converted), tuple(sorted(set(data) - used)))
+        settings = Hyperparameters(**converted)
+        return HyperparameterFile(settings, tuple(sorted(set(data) - used)), _differences(data, settings))
     except (TypeError, ValueError) as error:
         raise HyperparameterError(
             f"{where}: a value has the wrong type ({error}): see Hyperparameters in the docs"
@@ -175,3 +185,39 @@ def _converted(kind: str, value: Any) -> Any:
             raise TypeError(f"{value!r} is a text, not a list")
         return tuple(int(v) for v in value)
     return int(value) if kind == "int" else float(value)
+
+
+def _differences(data: Mapping[str, Any], settings: Hyperparameters) -> tuple[str, ...]:
+    """Where a published file does not mean here what it means in its own project; nothing for a file of ours."""
+    if not PUBLISHED_KEYS & set(data):
+        return ()
+    told = []
+    method = str(data.get("alg_name", "AlphaEdit" if "nullspace_threshold" in data else "NSE"))
+    if method != "NSE":
+        told.append(f"the file is of {method}: its settings are used, the method is the one that --method names")
+    if "max_passes" not in data and "max_iterations" in data:
+        told.append(
+            f"max_iterations {data['max_iterations']} counts one more than the passes made: max_passes {settings.max_passes}"
+        )
+    elif "max_passes" not in data:
+        told.append("no max_iterations: one pass, as in MEMIT")
+    told.append(f"v_num_grad_steps {settings.v_num_grad_steps}: that many steps of Adam here, one fewer there")
+    if "alpha" in data:
+        told.append("alpha: the first pass writes every fact here, there only those whose |z - h| is above alpha")
+    if "upper_bound" in data:
+        told.append(
+            "upper_bound: compared before the first pass here, before every pass there; a skipped key enters K_p only there"
+        )
+    if settings.neuron_threshold < 1:
+        told.append(
+            "neuron_threshold: the chosen neurons reach that share here, there they stop short of it by one neuron"
+        )
+    if settings.joint_values:
+        told.append("joint_values: the corrections of one subject get their z's together here, there one by one")
+    if "v_loss_layer" in data:
+        told.append(f"v_loss_layer {data['v_loss_layer']}: the loss is always taken at the model's last layer here")
+    if str(data.get("mom2_dataset", "")):
+        told.append(
+            "mom2_*: C0 comes from the second-moment file that is given here, there from that many texts of that dataset"
+        )
+    return tuple(told)

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from torch import nn
 
 from nse.architecture import EditableModel
-from nse.batch import by_length, pad
+from nse.batch import by_length, halved, pad
 from nse.contexts import ContextTemplates, within
 from nse.request import EditRequest
 from nse.tokens import TokenizedPrompt, tokenize_template
@@ -18,10 +19,17 @@ from nse.trace import capture_inputs, capture_outputs, stopped_after
 
 @dataclass(frozen=True, slots=True)
 class Measurement:
-    """Keys by layer, each (d_mlp, n) float64 with facts as columns, and hidden states (d_model, n) float64 after `z_layer`."""
+    """What was measured at the subjects' last tokens, facts as columns, float64.
+
+    Attributes:
+        keys: (d_mlp, n) by layer.
+        hidden: (d_model, n) hidden states after the layer that was asked for, in the bare prompt.
+        outputs: (d_model, n) by layer, what goes into the post norm in the bare prompt; of layers that have one.
+    """
 
     keys: dict[int, torch.Tensor]
     hidden: torch.Tensor
+    outputs: dict[int, torch.Tensor]
 
 
 @torch.no_grad()
@@ -62,33 +70,38 @@ def measure(
         for text in texts:
             prompt = tokenize_template(editable.tokenizer, text, request.subject)
             wanted.append(rows.setdefault(prompt.ids[: prompt.subject_last + 1], len(rows)))
-    keys, hidden = _at_the_end(editable, list(rows), key_layers, hidden_layer)
+    read = _at_the_end(editable, list(rows), key_layers, hidden_layer)
     at = torch.tensor(wanted).view(len(requests), -1)  # (n, texts)
     mean = torch.tensor(shares, dtype=torch.float64)
     return Measurement(
-        {layer: torch.einsum("ncd,c->dn", found[at[:, :-1]], mean) for layer, found in keys.items()},
-        hidden[at[:, -1]].T.contiguous(),
+        {layer: torch.einsum("ncd,c->dn", read["key", layer][at[:, :-1]], mean) for layer in key_layers},
+        read["hidden", hidden_layer][at[:, -1]].T.contiguous(),
+        {layer: read[name, layer][at[:, -1]].T.contiguous() for name, layer in read if name == "output"},
     )
 
 
 def _at_the_end(
     editable: EditableModel, texts: Sequence[tuple[int, ...]], key_layers: Sequence[int], hidden_layer: int
-) -> tuple[dict[int, torch.Tensor], torch.Tensor]:
-    """Keys (texts, d_mlp) by layer and hidden states (texts, d_model), float64 on the CPU, at the last token of each text."""
-    modules = {str(layer): editable.projection(layer) for layer in key_layers}
-    widths = {layer: editable.base_weight(editable.parameter_name(layer)).shape[1] for layer in key_layers}
-    keys = {layer: torch.zeros(len(texts), width, dtype=torch.float64) for layer, width in widths.items()}
-    hidden = torch.zeros(len(texts), int(editable.model.config.hidden_size), dtype=torch.float64)
-    for group in by_length([TokenizedPrompt(text, len(text)) for text in texts]):
+) -> dict[tuple[str, int], torch.Tensor]:
+    """What stands at the last token of each text, (texts, d) float64 on the CPU: keys, post norms' inputs, the hidden state."""
+    inputs: dict[tuple[str, int], nn.Module] = {("key", layer): editable.projection(layer) for layer in key_layers}
+    inputs |= {("output", layer): norm for layer in key_layers if (norm := editable.post_norm(layer)) is not None}
+    found: dict[tuple[str, int], torch.Tensor] = {}
+
+    def run(group: Sequence[int]) -> list[int]:
         batch = pad(editable, [texts[i] for i in group])
         index, last = torch.arange(len(group)), torch.tensor([len(texts[i]) - 1 for i in group])
         with (
-            capture_inputs(modules) as inputs,
-            capture_outputs({"h": editable.block(hidden_layer)}) as outputs,
+            capture_inputs(inputs) as entering,
+            capture_outputs({("hidden", hidden_layer): editable.block(hidden_layer)}) as leaving,
             stopped_after(editable, max((hidden_layer, *key_layers))),
         ):
             editable.model.base_model(input_ids=batch.ids, attention_mask=batch.mask, use_cache=False)
-        hidden[group] = outputs["h"][index, last].double().cpu()
-        for layer in key_layers:
-            keys[layer][group] = inputs[str(layer)][index, last].double().cpu()
-    return keys, hidden
+        for name, seen in (entering | leaving).items():
+            own = seen[index, last].double().cpu()
+            found.setdefault(name, torch.zeros(len(texts), own.shape[-1], dtype=torch.float64))[list(group)] = own
+        return list(group)
+
+    for group in by_length([TokenizedPrompt(text, len(text)) for text in texts]):
+        halved(run, group, what="texts")
+    return found

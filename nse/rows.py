@@ -132,7 +132,9 @@ def rows_of(editable: EditableModel, texts: Sequence[Text], subjects: Sequence[i
     start = torch.tensor([t.prompt.subject_last for t in texts], device=device)
     before = int(start.max())
     # aligned to the right: a sliding window counts places in the cache, so no gap may stand between a row's past and its rest
-    slots = torch.arange(before, device=device) - (before - start)[:, None]  # (rows, p) place in the text; negative: none
+    slots = (
+        torch.arange(before, device=device) - (before - start)[:, None]
+    )  # (rows, p) place in the text; negative: none
     positions = start[:, None] + torch.arange(max(t.after for t in texts), device=device)
     places = positions.clamp_max(batch.ids.shape[1] - 1)
     states = seen["h"].to(device)

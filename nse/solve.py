@@ -1,11 +1,21 @@
-"""The closed-form update of one layer.
+"""The closed-form update of one layer, by dense algebra or, with a kept factor of C0, by algebra as small as there are facts.
 
 The dtype policy of the package: solves and statistics in float64, rounded once to the model's dtype by `nse.patch`.
 """
 
+import logging
+
 import torch
 
 from nse.errors import StatisticsError
+from nse.factors import PastKeys, cholesky, empty_symmetric, solved
+
+TOLERANCE = 1e-8
+"""Largest relative residual of the fast solve; a larger one means that the factor does not fit, and the dense solve is taken."""
+
+CHECKED_ROWS, CHECKED_SUMS = 64, 4
+
+logger = logging.getLogger(__name__)
 
 
 def solve_update(
@@ -17,23 +27,28 @@ def solve_update(
     neurons: torch.Tensor,
     mom2_update_weight: float,
     previous_keys_weight: float = 1.0,
+    past: PastKeys | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Solves the normal equations of one layer's update on the chosen neurons.
 
     Delta W[:, S] = R A^T with A = (lambda C0[S, S] + w K_p[S] K_p[S]^T + K[S] K[S]^T)^-1 K[S], and zero elsewhere. It is a
     sum of one rank-1 term per fact: column j of `left` and row j of `right` are fact j's.
 
+    Where `past` is given, all neurons are chosen and it pays, C0's kept factor is used: no (d_mlp, d_mlp) matrix but that
+    factor is then touched. Of C0 the lower triangle counts, on both ways.
+
     Args:
         keys: K (d_mlp, n) of the facts to write.
         residual: R (d_out, n), the share of |z - h| that this layer shall add.
-        second_moment: C0 (d_mlp, d_mlp) = E[k k^T] of the base model.
-        previous_keys: K_p (d_mlp, m) of facts written before; m may be 0.
+        second_moment: C0 (d_mlp, d_mlp) = E[k k^T] of the base model, on the device of the keys.
+        previous_keys: K_p (d_mlp, m) of facts written before, those of `past` not among them; m may be 0.
         neurons: S, ascending indices (s,).
         mom2_update_weight: lambda.
         previous_keys_weight: w, 1 in the paper.
+        past: Further columns of K_p that a `FactorStore` of this C0 keeps in whitened coordinates.
 
     Returns:
-        left (d_out, n) and right (n, d_mlp), float64.
+        left (d_out, n) and right (n, d_mlp), float64, on the device of the keys.
 
     Raises:
         StatisticsError: If C0 has another shape than the keys ask for, or is singular (too little text) or not finite.
@@ -46,12 +61,85 @@ def solve_update(
         raise StatisticsError(
             f"second moment is {tuple(second_moment.shape)}, keys need {(width, width)}: run `nse stats` for this model"
         )
-    k, p = keys[neurons].double(), previous_keys[neurons].double()
-    gram = mom2_update_weight * second_moment[neurons][:, neurons].double()
-    gram += previous_keys_weight * (p @ p.T) + k @ k.T
-    factor, failed = torch.linalg.cholesky_ex(gram)
-    if int(failed):
-        raise StatisticsError("second moment is singular or not finite: run `nse stats` with more tokens")
-    right = torch.zeros(keys.shape[1], keys.shape[0], dtype=torch.float64)
-    right[:, neurons] = torch.cholesky_solve(k, factor).T
+    k, p, weights = keys.double(), previous_keys.double(), (mom2_update_weight, previous_keys_weight)
+    if past is not None and len(neurons) == width and past.pays(p.shape[1], k.shape[1]):
+        found = _checked(k, p, past, weights)
+        if found is not None:
+            return residual.double(), found
+    if past is not None:
+        p = torch.cat([past.keys().to(p.device), p], dim=1)
+    right = torch.zeros(k.shape[1], width, dtype=torch.float64, device=k.device)
+    right[:, neurons] = _dense(k[neurons], p[neurons], second_moment, neurons, weights).T
     return residual.double(), right
+
+
+def _dense(
+    k: torch.Tensor, p: torch.Tensor, second_moment: torch.Tensor, neurons: torch.Tensor, weights: tuple[float, float]
+) -> torch.Tensor:
+    """A (s, n) by a factorisation of the whole system of the chosen neurons."""
+    chosen = second_moment if len(neurons) == len(second_moment) else second_moment[neurons][:, neurons]
+    system = empty_symmetric(len(neurons), k.device).copy_(chosen)
+    system.mul_(weights[0]).addmm_(p, p.T, alpha=weights[1]).addmm_(k, k.T)
+    return solved(cholesky(system), k)
+
+
+def _checked(k: torch.Tensor, p: torch.Tensor, past: PastKeys, weights: tuple[float, float]) -> torch.Tensor | None:
+    """A^T (n, d_mlp) by Woodbury, or nothing where it cannot be had or does not solve the equations that were asked."""
+    try:
+        right = _woodbury(k, p, past, weights)
+    except StatisticsError:
+        return None  # C0 alone is singular: the dense way says so, unless the keys make up for it
+    if (error := _error(right, k, p, past, weights)) <= TOLERANCE:
+        return right
+    logger.warning("the kept factor leaves a relative residual of %.1e: the dense solve is taken", error)
+    return None
+
+
+def _woodbury(k: torch.Tensor, p: torch.Tensor, past: PastKeys, weights: tuple[float, float]) -> torch.Tensor:
+    """A^T (n, d_mlp) by a factorisation as large as there are facts, earlier ones and new.
+
+    With U = [sqrt(w) K_p, K] and V = U^T R^-1 / sqrt(lambda), facts as rows, the push-through identity gives
+    U^T (lambda C0 + U U^T)^-1 = (I + V V^T)^-1 V R^-T / sqrt(lambda): nothing is subtracted, so nothing cancels. A fact that
+    shall not be protected has the weight 0 there, and its rows stay where they are.
+    """
+    known = past.whitened()
+    old, count = len(known.rows), len(known.rows) + p.shape[1] + k.shape[1]
+    fresh = known.factor.whiten(torch.cat([p, k], dim=1).T.to(known.rows.device))  # (m' + n, d_mlp)
+    scale = torch.full((count,), weights[1] / weights[0], dtype=torch.float64, device=fresh.device)
+    scale[:old] *= past.kept.to(scale.device)
+    scale[count - k.shape[1] :] = 1 / weights[0]
+    scale.sqrt_()
+    system = empty_symmetric(count, fresh.device).zero_()
+    start = 0
+    for product in known.products:
+        system[start : start + len(product), : product.shape[1]] = product
+        start += len(product)
+    system[old:, :old] = fresh @ known.rows.T
+    system[old:, old:] = fresh @ fresh.T
+    system.mul_(scale[:, None]).mul_(scale).diagonal().add_(1)
+    lower = cholesky(system)
+    unit = torch.zeros(count, k.shape[1], dtype=torch.float64, device=fresh.device)
+    unit[count - k.shape[1] :].fill_diagonal_(1)
+    shares = (solved(lower, unit) * scale[:, None]).T  # (n, m + m' + n)
+    rows = (shares[:, :old] @ known.rows).addmm_(shares[:, old:], fresh)
+    return known.factor.unwhiten(rows).div_(weights[0] ** 0.5).to(k.device)
+
+
+def _error(
+    right: torch.Tensor, k: torch.Tensor, p: torch.Tensor, past: PastKeys, weights: tuple[float, float]
+) -> float:
+    """Relative residual of the normal equations, from C0 and keys as they were given: some rows of some sums of columns."""
+    c0, device = past.second_moment, k.device
+    rows = torch.linspace(0, len(k) - 1, min(CHECKED_ROWS, len(k)), device=device).long()
+    sums = torch.arange(k.shape[1], device=device)[:, None] % CHECKED_SUMS == torch.arange(CHECKED_SUMS, device=device)
+    some, wanted = right.T @ sums.double(), k[rows] @ sums.double()  # (d_mlp, 4), (rows, 4)
+    row = [torch.cat([c0[i, : i + 1], c0[i + 1 :, i]]) for i in rows.tolist()]
+    left = weights[0] * (torch.stack(row).to(device, torch.float64) @ some)
+    left += weights[1] * (p[rows] @ (p.T @ some)) + k[rows] @ (k.T @ some)
+    start = 0
+    for block in past.blocks:
+        kept = past.kept[start : start + len(block)]
+        start += len(block)
+        old = block.to(device, torch.float64)[kept.to(device)]
+        left += weights[1] * (old[:, rows].T @ (old @ some))
+    return float((left - wanted).norm() / wanted.norm().clamp_min(torch.finfo(torch.float64).tiny))

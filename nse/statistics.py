@@ -1,99 +1,110 @@
-"""Second moments: C0 = E[k k^T] of the base model's keys over a text, per rewritten layer, and the files that hold them."""
+"""The estimate of second moments: C0 = E[k k^T] of the base model's keys over a corpus, per rewritten layer, in float64.
+
+Streamed, and resumed where it was interrupted. The files that hold the result are `nse.second_moment_files`'s.
+"""
 
 import json
-import zipfile
-from collections.abc import Sequence
-from dataclasses import dataclass
+import logging
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 
 from nse.architecture import EditableModel
-from nse.batch import Progress, pad, silent
-from nse.errors import RequestError, StatisticsError
-from nse.fingerprint import file_digest
-from nse.request import read_text
-from nse.trace import capture_inputs
+from nse.batch import TOKENS_PER_BATCH, Progress, by_length, halved, pad, silent
+from nse.corpus import Corpus, open_corpus
+from nse.errors import StatisticsError
+from nse.fingerprint import json_digest
+from nse.patch import base_in_force
+from nse.second_moment_files import SecondMoments, read_second_moments, write_tensors
+from nse.tokens import TokenizedPrompt
+from nse.trace import capture_inputs, stopped_after
 
-SCHEMA = 1
-METADATA_KEY = "nse.second_moment"
-TEXTS_PER_BATCH = 8
+__all__ = ["PartialFile", "SecondMoments", "collect_second_moments", "read_second_moments"]
+
 TOKENS_PER_NEURON = 10
 """Default budget: 10 x d_mlp tokens reach 95-100% of the quality of 44 million (arXiv 2506.04226)."""
+LONGEST_WINDOW = 8192
+"""A longer text is cut into windows of the model's positions, but of no more tokens than this: a batch holds one at least."""
+TOKENS_PER_GROUP = 16 * TOKENS_PER_BATCH
+"""Tokens that are read before they are sorted by length into batches."""
+DOUBLINGS = 4
+"""The estimate is compared with itself at a sixteenth, an eighth, a quarter and a half of the budget, and at the end."""
+ROWS = 2048
+"""Rows of a sum that are added to at a time: what a device computes is never a whole (d_mlp, d_mlp) matrix."""
+PARTIAL_KEY = "nse.second_moment.partial"
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class SecondMoments:
-    """C0 (d_mlp, d_mlp) float32 by module name, and what they were made from."""
+class PartialFile:
+    """Where unfinished sums are kept, and how many seconds lie at least between two savings."""
 
-    moments: dict[str, torch.Tensor]
-    metadata: dict[str, Any]
+    path: Path
+    seconds: float = 60.0
 
-    def of(self, module: str) -> torch.Tensor:
-        """C0 of one module.
+
+@dataclass
+class _Sums:
+    """The state of an estimate: all that a resumed run needs.
+
+    Attributes:
+        totals: Sum of k k^T (d_mlp, d_mlp) float64 on the CPU by module; what is below the diagonal's blocks is not kept up.
+        estimates: C0 (d_mlp, d_mlp) float32 by module as of the latest comparison.
+        windows: Windows of text consumed.
+        tokens: Tokens in them.
+        compared: Tokens at the latest comparison.
+        convergence: Comparisons so far.
+    """
+
+    totals: dict[str, torch.Tensor]
+    estimates: dict[str, torch.Tensor] = field(default_factory=dict)
+    windows: int = 0
+    tokens: int = 0
+    compared: int = 0
+    convergence: list[dict[str, Any]] = field(default_factory=list)
+
+    def add(self, name: str, keys: torch.Tensor) -> None:
+        """Adds the outer products of keys (tokens, d_mlp), computed in float64 on their own device where it has that type."""
+        exact = (keys.cpu() if keys.device.type == "mps" else keys).double()
+        total = self.totals[name]
+        for start in range(0, total.shape[0], ROWS):
+            total[start : start + ROWS, start:] += (exact[:, start : start + ROWS].T @ exact[:, start:]).to(
+                total.device
+            )
+
+    def compare(self) -> None:
+        """Renews the estimates, and notes how far each moved: |C0_2n - C0_n| / |C0_2n|, Frobenius norms.
 
         Raises:
-            StatisticsError: If it is not among them.
+            StatisticsError: If one is not finite.
         """
-        if module not in self.moments:
-            have = ", ".join(sorted(self.moments)) or "none"
-            raise StatisticsError(f"no second moment for {module} (have: {have}): run `nse stats` with that layer")
-        return self.moments[module]
+        before, change = self.estimates, {}
+        self.estimates = {}
+        for name, total in self.totals.items():
+            upper = total.triu()
+            now = self.estimates[name] = ((upper + upper.triu(1).T) / self.tokens).float()
+            if not torch.isfinite(now).all():
+                raise StatisticsError(
+                    f"C0 of {name} is not finite: the model overflows in its type, use bfloat16 or float32"
+                )
+            if before:
+                change[name] = _norm(now - before.pop(name)) / _norm(now)
+        if change:
+            self.convergence.append({"from": self.compared, "tokens": self.tokens, "change": change})
+        self.compared = self.tokens
 
-    def save(self, path: Path) -> None:
-        """Writes one float32 tensor per module, with the metadata as canonical JSON."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        head = json.dumps({"schema": SCHEMA, **self.metadata}, sort_keys=True, separators=(",", ":"))
-        path.write_bytes(save({n: m.contiguous() for n, m in sorted(self.moments.items())}, {METADATA_KEY: head}))
-
-
-def read_second_moments(path: Path, *, module: str | None = None) -> SecondMoments:
-    """Reads our safetensors file, or one `.npz` in the ROME/MEMIT layout (arrays `mom2.mom2`, `mom2.count`).
-
-    Args:
-        path: The file.
-        module: Name of the module that an `.npz` file belongs to (it does not say so itself).
-
-    Raises:
-        StatisticsError: If the file is missing, malformed or of a newer schema.
-    """
-    if not path.is_file():
-        raise StatisticsError(
-            f"second moments {path} do not exist: make them with `nse stats` (in a workspace: `dvc repro`)"
-        )
-    if path.suffix == ".npz":
-        return _read_npz(path, module or path.stem)
-    try:
-        with safe_open(path, framework="pt") as file:
-            head = json.loads((file.metadata() or {}).get(METADATA_KEY, "null"))
-            moments = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
-    except (OSError, SafetensorError) as error:
-        raise StatisticsError(
-            f"{path} cannot be read as safetensors ({error}): make it again with `nse stats`"
-        ) from error
-    except json.JSONDecodeError as error:
-        raise StatisticsError(f"{path} has a broken header ({error.msg}): make it again with `nse stats`") from error
-    if not isinstance(head, dict) or not isinstance(head.get("schema"), int) or head["schema"] > SCHEMA:
-        raise StatisticsError(
-            f"{path} is not a second-moment file of schema {SCHEMA} or below: make it with `nse stats`"
-        )
-    return SecondMoments(moments, {k: v for k, v in head.items() if k != "schema"})
-
-
-def _read_npz(path: Path, module: str) -> SecondMoments:
-    try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-            if "mom2.mom2" not in arrays or "mom2.count" not in arrays:
-                raise StatisticsError(f"{path} lacks mom2.mom2 or mom2.count: it is not in the ROME/MEMIT layout")
-            count = int(arrays["mom2.count"])
-            total = torch.from_numpy(arrays["mom2.mom2"]).double()
-    except (OSError, EOFError, TypeError, ValueError, zipfile.BadZipFile) as error:
-        raise StatisticsError(f"{path} cannot be read as .npz ({error}): download or make it again") from error
-    return SecondMoments({module: (total / count).float()}, {"tokens": count, "source": "npz"})
+    def save(self, path: Path, key: str) -> None:
+        """Writes the state whole or not at all."""
+        head = {n: getattr(self, n) for n in ("windows", "tokens", "compared", "convergence")}
+        tensors = {f"total {name}": total for name, total in self.totals.items()}
+        tensors |= {f"estimate {name}": moment for name, moment in self.estimates.items()}
+        write_tensors(path, tensors, {PARTIAL_KEY: json.dumps({"key": key, **head})})
 
 
 @torch.no_grad()
@@ -103,51 +114,145 @@ def collect_second_moments(
     *,
     layers: Sequence[int],
     tokens: int | None = None,
+    partial: PartialFile | None = None,
     progress: Progress = silent,
 ) -> SecondMoments:
-    """Estimates C0 of the base model over a text file, one text a line, in float64.
+    """Estimates C0 of the base model over a corpus, in float64, with the base weights in force.
+
+    Beside the model it takes 12 bytes of memory x d_mlp^2 per layer. The metadata has the digests of model, tokenizer and corpus,
+    `key` (the digest of those and of the budget), and `convergence`: how far C0 still moved as the number of tokens doubled.
 
     Args:
-        editable: The model with its base weights.
-        corpus: UTF-8 text.
-        layers: Rewrite layers.
-        tokens: Budget in tokens; 10 x d_mlp if not given. The text is read once, from its start.
+        editable: The model, in any type of weights.
+        corpus: A file, folder or dataset, see `nse.corpus`.
+        layers: Rewrite layers; no block above the last of them is run.
+        tokens: Budget in tokens; 10 x d_mlp if not given. The corpus is read once, from its start:
+            one that is sorted and longer than the budget wants shuffling first, else C0 is that of its beginning.
+        partial: Where sums are kept on the way: a run that was killed goes on from there and ends with the same bytes.
+            The caller removes it once the result is safe.
         progress: Called with tokens done.
 
     Raises:
-        StatisticsError: If the corpus is missing, not UTF-8 or empty.
+        StatisticsError: If the corpus is missing, malformed or empty, or the model's keys are not finite.
     """
     editable.check_layers(tuple(layers))
-    try:
-        texts = [line for line in read_text(corpus).splitlines() if line.strip()]
-    except RequestError as error:
-        raise StatisticsError(str(error)) from error
-    modules = {editable.projection_name(layer): editable.projection(layer) for layer in layers}
-    width = editable.base_weight(editable.parameter_name(layers[0])).shape[1]
-    budget = tokens or TOKENS_PER_NEURON * width
-    sums = {name: torch.zeros(width, width, dtype=torch.float64) for name in modules}
-    count = 0
-    positions = editable.positions
-    for start in range(0, len(texts), TEXTS_PER_BATCH):
-        sequences = [editable.tokenizer(t)["input_ids"][:positions] for t in texts[start : start + TEXTS_PER_BATCH]]
-        batch = pad(editable, sequences)
-        with capture_inputs(modules) as inputs:
-            editable.model.base_model(input_ids=batch.ids, attention_mask=batch.mask, use_cache=False)
-        real = batch.mask.bool()
-        for name, seen in inputs.items():
-            keys = seen[real].double().cpu()  # (tokens, d_mlp)
-            sums[name] += keys.T @ keys
-        count += int(real.sum())
-        progress("second moments", min(count, budget), budget)
-        if count >= budget:
-            break
-    if count == 0:
-        raise StatisticsError(f"{corpus} holds no text: give a UTF-8 file with one text a line")
-    metadata = {
-        "tokens": count,
-        "budget": budget,
-        "corpus_sha256": file_digest(corpus),
+    weights = {
+        editable.projection_name(layer): editable.base_weight(editable.parameter_name(layer))
+        for layer in sorted(set(layers))
+    }
+    widths = {name: weight.shape[1] for name, weight in sorted(weights.items())}
+    source, budget = open_corpus(corpus), tokens or TOKENS_PER_NEURON * max(widths.values())
+    inputs = {
         "model_digest": editable.base_digest,
         "tokenizer_digest": editable.tokenizer_digest,
+        "corpus_sha256": source.digest(progress=progress),
+        "budget": budget,
     }
-    return SecondMoments({name: (total / count).float() for name, total in sums.items()}, metadata)
+    key = json_digest({**inputs, "modules": sorted(widths), "schema": 1})
+    sums = _resumed(partial, key) or _Sums({n: torch.zeros(w, w, dtype=torch.float64) for n, w in widths.items()})
+    saved = time.monotonic()
+    with base_in_force(editable):
+        for _ in _groups(editable, source, layers, budget, sums):
+            if partial is not None and time.monotonic() - saved >= partial.seconds:
+                sums.save(partial.path, key)
+                saved = time.monotonic()
+            progress("second moments", sums.tokens, budget)
+    if sums.tokens == 0:
+        raise StatisticsError(f"{corpus} holds no text: give a UTF-8 file with one text a line")
+    if sums.compared < sums.tokens:
+        sums.compare()
+    progress("second moments", sums.tokens, sums.tokens)
+    metadata = {
+        **inputs,
+        "key": json_digest(inputs),
+        "dtype": str(next(iter(weights.values())).dtype).removeprefix("torch."),
+        "tokens": sums.tokens,
+        "convergence": sums.convergence,
+        "effective_rank": {name: effective_rank(moment) for name, moment in sums.estimates.items()},
+    }
+    return SecondMoments(sums.estimates, metadata)
+
+
+def effective_rank(moment: torch.Tensor) -> float:
+    """How many directions carry a second moment (d, d): tr(C)^2 / |C|^2, between 1 and d."""
+    return float(moment.diagonal().double().sum() ** 2 / _norm(moment) ** 2)
+
+
+def _groups(editable: EditableModel, source: Corpus, layers: Sequence[int], budget: int, sums: _Sums) -> Iterator[None]:
+    """Goes on reading until the budget or the corpus is spent; yields after each group of windows that is in the sums."""
+    stops = [-(-budget // 2**k) for k in range(DOUBLINGS, -1, -1)]
+    windows = islice(_windows(editable, source), sums.windows, None)
+    while sums.tokens < budget:
+        stop = next(s for s in stops if s > sums.tokens)
+        group = _group(windows, min(stop - sums.tokens, TOKENS_PER_GROUP), budget - sums.tokens)
+        if not group:
+            return
+        for batch in by_length([TokenizedPrompt(tuple(window), len(window)) for window in group]):
+            for name, keys in _keys(editable, layers, [group[i] for i in batch]).items():
+                sums.add(name, keys)
+        sums.windows += len(group)
+        sums.tokens += sum(len(window) for window in group)
+        if sums.tokens >= stop:
+            sums.compare()
+        yield
+
+
+def _windows(editable: EditableModel, source: Corpus) -> Iterator[list[int]]:
+    """Token ids of every text, cut where it is longer than the model's positions; what stands first (BOS) starts each piece."""
+    size = min(editable.positions, LONGEST_WINDOW)
+    for text in source.texts():
+        encoded = editable.tokenizer(text, return_special_tokens_mask=True, verbose=False)
+        ids, special = list(encoded["input_ids"]), list(encoded["special_tokens_mask"])
+        first = next((i for i, mark in enumerate(special) if not mark), len(ids))
+        for start in range(first, len(ids), size - first):
+            yield ids[:first] + ids[start : start + size - first]
+
+
+def _group(windows: Iterator[list[int]], enough: int, most: int) -> list[list[int]]:
+    """Windows until they have `enough` tokens; the last is cut so that they have `most` at most."""
+    group: list[list[int]] = []
+    count = 0
+    for window in windows:
+        group.append(window[: most - count])
+        count += len(group[-1])
+        if count >= enough:
+            break
+    return group
+
+
+def _keys(editable: EditableModel, layers: Sequence[int], windows: Sequence[Sequence[int]]) -> dict[str, torch.Tensor]:
+    """Keys (tokens, d_mlp) of every real token, by module, in the model's type and on the module's device."""
+    modules = {editable.projection_name(layer): editable.projection(layer) for layer in layers}
+
+    def run(part: Sequence[Sequence[int]]) -> list[dict[str, torch.Tensor]]:
+        batch = pad(editable, part)
+        with capture_inputs(modules) as inputs, stopped_after(editable, max(layers)):
+            editable.model.base_model(input_ids=batch.ids, attention_mask=batch.mask, use_cache=False)
+        return [{n: seen[row, : len(window)] for n, seen in inputs.items()} for row, window in enumerate(part)]
+
+    rows = halved(run, windows, what="windows of text")
+    return {name: torch.cat([row[name] for row in rows]) for name in modules}
+
+
+def _resumed(partial: PartialFile | None, key: str) -> _Sums | None:
+    """The state that an interrupted run over the very same inputs left, if any."""
+    if partial is None or not partial.path.is_file():
+        return None
+    try:
+        with safe_open(partial.path, framework="pt") as file:
+            head = json.loads((file.metadata() or {}).get(PARTIAL_KEY, "{}"))
+            if head.pop("key", "") != key:
+                _log.info("%s belongs to other inputs: it is not used", partial.path)
+                return None
+            tensors = [(*name.split(" ", 1), file.get_tensor(name)) for name in file.keys()]  # noqa: SIM118
+    except (OSError, SafetensorError, json.JSONDecodeError) as error:
+        _log.warning("%s cannot be read (%s): starting from the beginning", partial.path, error)
+        return None
+    kinds: dict[str, dict[str, torch.Tensor]] = {"total": {}, "estimate": {}}
+    for kind, name, tensor in tensors:
+        kinds[kind][name] = tensor
+    return _Sums(kinds["total"], kinds["estimate"], **head)
+
+
+def _norm(matrix: torch.Tensor) -> float:
+    return float(torch.linalg.vector_norm(matrix, dtype=torch.float64))

@@ -2,10 +2,14 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
+
+from nse.architecture import EditableModel
+
+Name = TypeVar("Name")
 
 
 def hidden_of(output: Any) -> torch.Tensor:
@@ -15,11 +19,11 @@ def hidden_of(output: Any) -> torch.Tensor:
 
 
 @contextmanager
-def capture_inputs(modules: Mapping[str, nn.Module]) -> Iterator[dict[str, torch.Tensor]]:
+def capture_inputs(modules: Mapping[Name, nn.Module]) -> Iterator[dict[Name, torch.Tensor]]:
     """Records the first input of each module, (n, t, d), at the latest forward pass inside the block."""
-    seen: dict[str, torch.Tensor] = {}
+    seen: dict[Name, torch.Tensor] = {}
 
-    def hook(name: str) -> Callable[..., None]:
+    def hook(name: Name) -> Callable[..., None]:
         def keep(_module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
             seen[name] = inputs[0]
 
@@ -32,11 +36,11 @@ def capture_inputs(modules: Mapping[str, nn.Module]) -> Iterator[dict[str, torch
 
 
 @contextmanager
-def capture_outputs(modules: Mapping[str, nn.Module]) -> Iterator[dict[str, torch.Tensor]]:
+def capture_outputs(modules: Mapping[Name, nn.Module]) -> Iterator[dict[Name, torch.Tensor]]:
     """Records the hidden state in the output of each module, (n, t, d), at the latest forward pass inside the block."""
-    seen: dict[str, torch.Tensor] = {}
+    seen: dict[Name, torch.Tensor] = {}
 
-    def hook(name: str) -> Callable[..., None]:
+    def hook(name: Name) -> Callable[..., None]:
         def keep(_module: nn.Module, _inputs: Any, output: Any) -> None:
             seen[name] = hidden_of(output)
 
@@ -49,26 +53,54 @@ def capture_outputs(modules: Mapping[str, nn.Module]) -> Iterator[dict[str, torc
 
 
 @contextmanager
-def resumed_above(blocks: list[nn.Module], layer: int, state: Callable[[], torch.Tensor]) -> Iterator[None]:
+def resumed_above(editable: EditableModel, layer: int, state: Callable[[], torch.Tensor]) -> Iterator[None]:
     """Inside, a forward pass skips the blocks up to `layer` and goes on from `state()`, the hidden state after it.
 
     Args:
-        blocks: All blocks of the model, in order.
+        editable: The model.
         layer: Index of the block whose output is given.
         state: Called once per forward pass; returns (n, t, d).
     """
-    skipped = blocks[: layer + 1]
 
-    def replacement(index: int) -> Callable[..., torch.Tensor]:
-        def forward(hidden_states: torch.Tensor, *_args: Any, **_kwargs: Any) -> torch.Tensor:
-            return state() if index == layer else hidden_states
+    def replacement(index: int) -> Callable[[torch.Tensor], torch.Tensor]:
+        return lambda hidden: state() if index == layer else hidden
 
-        return forward
-
-    for index, block in enumerate(skipped):
-        block.forward = replacement(index)  # an instance attribute that shadows the method
-    try:
+    with _replaced(editable, {index: replacement(index) for index in range(layer + 1)}):
         yield
-    finally:
-        for block in skipped:
-            del block.forward
+
+
+@contextmanager
+def stopped_after(editable: EditableModel, layer: int) -> Iterator[None]:
+    """Inside, a forward pass skips the blocks above `layer`: nothing that they compute is wanted."""
+    with _replaced(editable, dict.fromkeys(range(layer + 1, editable.layers), lambda hidden: hidden)):
+        yield
+
+
+@contextmanager
+def _replaced(
+    editable: EditableModel, functions: Mapping[int, Callable[[torch.Tensor], torch.Tensor]]
+) -> Iterator[None]:
+    """Inside, the blocks with the given indices do nothing but pass the hidden state through their function."""
+    wrapped = editable.wrapped_output
+
+    def forward(function: Callable[[torch.Tensor], torch.Tensor]) -> Callable[..., Any]:
+        def run(hidden_states: torch.Tensor, *_args: Any, **_kwargs: Any) -> Any:
+            hidden = function(hidden_states)
+            return (hidden, None) if wrapped else hidden
+
+        return run
+
+    with ExitStack() as stack:
+        for index, function in functions.items():
+            block = editable.block(index)
+            stack.callback(_restore, block, vars(block).get("forward"))
+            block.forward = forward(function)  # an instance attribute that shadows the method
+        yield
+
+
+def _restore(block: nn.Module, forward: Any) -> None:
+    """Gives a block back the `forward` of its own that it had (accelerate sets one), or its class's."""
+    if forward is None:
+        del block.forward
+    else:
+        block.forward = forward

@@ -69,14 +69,12 @@ def _print_report(found: dict[str, Any]) -> None:
 
 def values(workspace: WorkspaceOption = None, as_json: JsonOption = False) -> None:
     """Compute the target states z of pending corrections ahead of the night."""
-    from flows.plan import compute_values, pending_corrections
+    from flows.plan import compute_pending_values
     from flows.progress import shown
     from flows.session import Session
     from flows.workspace import open_workspace
 
     opened = open_workspace(workspace)
-    pending = pending_corrections(opened)
-    if pending:
-        with shown(ERR) as progress:
-            compute_values(Session(opened), pending, progress=progress)
-    emit({"values": len(pending)}) if as_json else say(f"{len(pending)} pending corrections have their values")
+    with shown(ERR) as progress:
+        count = compute_pending_values(Session(opened), progress=progress)
+    emit({"values": count}) if as_json else say(f"{count} pending corrections have their values")

@@ -20,6 +20,10 @@ def init(
     remote: Annotated[str | None, typer.Option(help="URL of the DVC remote; default: a folder beside.")] = None,
     copy_model: Annotated[bool, typer.Option(help="Copy the model in and track it with DVC.")] = False,
     user: Annotated[str | None, typer.Option(help='"Name <email>" for git, in this workspace only.')] = None,
+    architecture: Annotated[
+        Path | None, typer.Option(help="YAML that describes a family this program does not know.")
+    ] = None,
+    device_map: Annotated[Literal["auto"] | None, typer.Option(help="auto: use all devices; needs accelerate.")] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Make a workspace: a Git and DVC repository with params.yaml and a ledger. Run twice, it changes nothing.
@@ -35,9 +39,8 @@ def init(
     elif model is None or name is None or hparams is None or suite is None or corpus is None:
         raise FlowError("a new workspace needs --model, --name, --hparams, --suite and --corpus", "give all five")
     else:
-        workspace = make(
-            directory, Setup(model, name, hparams, suite, corpus, contexts, dtype, remote, copy_model, user)
-        )
+        files = (model, name, hparams, suite, corpus, contexts)
+        workspace = make(directory, Setup(*files, dtype, remote, copy_model, user, architecture, device_map))
     if as_json:
         emit({"root": str(workspace.root), "model": workspace.model, "base": workspace.params.model.digest})
         return

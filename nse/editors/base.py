@@ -10,6 +10,7 @@ from nse.architecture import EditableModel
 from nse.batch import Progress, silent
 from nse.contexts import ContextTemplates
 from nse.delta import Delta
+from nse.factors import FactorStore
 from nse.hyperparameters import Hyperparameters
 from nse.request import EditRequest
 from nse.statistics import SecondMoments
@@ -31,6 +32,7 @@ class EditContext:
         earlier: Requests of the facts in `previous`, in their order; those of a subject that is edited now are written again.
         held: Known facts of subjects, to be left in place where the method can.
         values: Cache of z's, if any.
+        factors: Factors of C0 and whitened keys of `previous`, kept from round to round.
         memory: Most bytes of activations at a time, by estimate; by the device if not given.
         progress: Called as `progress(stage, done, total)`.
     """
@@ -42,6 +44,7 @@ class EditContext:
     earlier: tuple[EditRequest, ...] = ()
     held: tuple[HeldFact, ...] = ()
     values: ValueStore | None = None
+    factors: FactorStore = field(default_factory=FactorStore)
     memory: int | None = None
     progress: Progress = silent
 

@@ -12,9 +12,11 @@ from nse.architecture import EditableModel
 from nse.delta import Delta, LayerDelta
 from nse.editors.base import CaseReport, EditContext, EditResult, Status
 from nse.errors import RequestError
+from nse.factors import PastKeys
 from nse.keys import Measurement, measure
 from nse.neurons import select_neurons
-from nse.patch import Weights, compose, patched, rounded
+from nse.patch import compose, patched, rounded, summed
+from nse.postnorm import change_before_norm
 from nse.request import EditRequest
 from nse.solve import solve_update
 from nse.subjects import companions, subject_key
@@ -25,7 +27,7 @@ from nse.values import values_for
 class _Columns:
     """Factors gathered for one weight, a block of columns per pass, on top of the update of earlier rounds."""
 
-    earlier: torch.Tensor  # (d_out, d_in) float64
+    earlier: torch.Tensor  # (d_out, d_in) float64, or 0
     left: list[torch.Tensor] = field(default_factory=list)
     right: list[torch.Tensor] = field(default_factory=list)
     case_index: list[torch.Tensor] = field(default_factory=list)
@@ -74,9 +76,12 @@ class NSE:
                 memory=context.memory,
                 progress=context.progress,
             )
-        round_ = _Round(editable, facts, len(requests), values.double().T, context, seconds)
-        with patched(editable, compose(editable, context.previous) | round_.starting_weights()):
-            delta, cases = round_.run()
+        names = [editable.parameter_name(layer) for layer in context.hyperparameters.layers]
+        earlier = {name: total for name in names if (total := summed(name, context.previous)) is not None}
+        start = compose(editable, context.previous, known=earlier)
+        # the rewritten weights are among those swapped, so that what the round sets is taken back afterwards
+        with patched(editable, {name: editable.base_tensors[name] for name in names} | start):
+            delta, cases = _Round(editable, facts, len(requests), values.double().T, context, earlier, seconds).run()
         return EditResult(delta, values[: len(requests)], cases, dict(seconds))
 
 
@@ -94,31 +99,27 @@ class _Round:
         requested: int,
         z: torch.Tensor,
         context: EditContext,
+        earlier: dict[str, torch.Tensor],
         seconds: dict[str, float],
     ) -> None:
         self.editable, self.facts, self.requested, self.z = editable, facts, requested, z
         self.context, self.seconds = context, seconds
         self.hp = context.hyperparameters
-        self.columns = {layer: _Columns(self._earlier_update(layer)) for layer in self.hp.layers}
-
-    def starting_weights(self) -> Weights:
-        """The rewritten weights as earlier rounds left them, so that what this round sets is taken back afterwards."""
-        names = {self.editable.parameter_name(layer): columns for layer, columns in self.columns.items()}
-        return {name: rounded(self.editable, name, columns.total()) for name, columns in names.items()}
+        names = {layer: editable.parameter_name(layer) for layer in self.hp.layers}
+        self.columns = {layer: _Columns(earlier.get(name, torch.zeros(()))) for layer, name in names.items()}
 
     def run(self) -> tuple[Delta, tuple[CaseReport, ...]]:
         state = self._measure()
         before = self._distances(state)
         written = self._written(before < self.hp.upper_bound)
-        previous_keys = {layer: self._previous_keys(layer, written) for layer in self.hp.layers}
+        past = {layer: self._past(layer, written) for layer in self.hp.layers}
         open_, after = written, before
         for number in range(self.hp.max_passes):
             if open_.numel() == 0:
                 break
             converged = written[~torch.isin(written, open_)]
             for done, layer in enumerate(self.hp.layers):
-                earlier = torch.cat([previous_keys[layer], state.keys[layer][:, converged]], dim=1)
-                self._write(layer, open_, state, earlier, len(self.hp.layers) - done)
+                self._write(layer, open_, converged, state, past[layer], len(self.hp.layers) - done)
                 state = self._measure()
                 self.context.progress(f"pass {number + 1}", done + 1, len(self.hp.layers))
             after = self._distances(state)
@@ -150,16 +151,26 @@ class _Round:
         return chosen.nonzero().squeeze(1)
 
     def _write(
-        self, layer: int, facts: torch.Tensor, state: Measurement, previous_keys: torch.Tensor, layers_left: int
+        self,
+        layer: int,
+        facts: torch.Tensor,
+        converged: torch.Tensor,
+        state: Measurement,
+        past: PastKeys,
+        layers_left: int,
     ) -> None:
-        """Writes one layer's share of the residual of `facts` and puts the new weight in force."""
-        keys = state.keys[layer][:, facts]
+        """Writes one layer's share of the residual of `facts` and puts the new weight in force; `converged` ones stay."""
+        keys, norm = state.keys[layer][:, facts], self.editable.post_norm(layer)
+        residual = (self.z[:, facts] - state.hidden[:, facts]) / layers_left
+        if norm is not None:
+            residual = change_before_norm(state.outputs[layer][:, facts], residual, norm)
         with _timed(self.seconds, "solve"):
             left, right = solve_update(
                 keys,
-                (self.z[:, facts] - state.hidden[:, facts]) / layers_left,
+                residual,
                 second_moment=self.context.second_moments.of(self.editable.projection_name(layer)),
-                previous_keys=previous_keys,
+                previous_keys=state.keys[layer][:, converged],
+                past=past,
                 neurons=select_neurons(keys, threshold=self.hp.neuron_threshold),
                 mom2_update_weight=self.hp.mom2_update_weight,
                 previous_keys_weight=self.hp.previous_keys_weight,
@@ -181,26 +192,18 @@ class _Round:
         share = torch.tensor([1 / len(own) for own in owners for _ in own], dtype=left.dtype)
         return left[:, column] * share, right[column], torch.tensor([f for own in owners for f in own])
 
-    def _previous_keys(self, layer: int, written: torch.Tensor) -> torch.Tensor:
-        """K_p (d_mlp, m): keys of every fact in the active deltas, the latest of each, less those of subjects written now."""
+    def _past(self, layer: int, written: torch.Tensor) -> PastKeys:
+        """K_p: keys of every fact in the active deltas, the latest of each, less those of subjects written now."""
         name = self.editable.parameter_name(layer)
         now = {subject_key(self.facts[i]) for i in written.tolist()} if self.hp.joint_values else set()
         again = {r.case_id for r in self.context.earlier if subject_key(r) in now}
-        keys: dict[str, torch.Tensor] = {}
-        for delta in self.context.previous:
-            if name in delta.layers:
-                keys |= dict(zip(delta.case_ids, delta.layers[name].keys.double(), strict=True))
-        known = [key for case_id, key in keys.items() if case_id not in again]
-        width = self.editable.base_weight(name).shape[1]
-        return torch.stack(known, dim=1) if known else torch.zeros(width, 0, dtype=torch.float64)
-
-    def _earlier_update(self, layer: int) -> torch.Tensor:
-        name = self.editable.parameter_name(layer)
-        update = torch.zeros(self.editable.base_weight(name).shape, dtype=torch.float64)
-        for delta in self.context.previous:
-            if name in delta.layers:
-                update = update + delta.layers[name].product()
-        return update
+        deltas = [delta for delta in self.context.previous if name in delta.layers]
+        cases = [case for delta in deltas for case in delta.case_ids]
+        latest = {case: place for place, case in enumerate(cases)}
+        kept = [latest[case] == place and case not in again for place, case in enumerate(cases)]
+        second_moment = self.context.second_moments.of(self.editable.projection_name(layer))
+        blocks = [delta.layers[name].keys for delta in deltas]
+        return self.context.factors.past(second_moment, blocks, torch.tensor(kept, dtype=torch.bool))
 
     def _delta(self, written: torch.Tensor, state: Measurement) -> Delta:
         requests = written[written < self.requested]

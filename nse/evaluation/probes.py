@@ -48,6 +48,11 @@ def shuffled(items: Iterable[str], seed: str) -> list[str]:
     return sorted(set(items), key=lambda item: hashlib.sha256(f"{seed}\x00{item}".encode()).digest())
 
 
+def asking_order(templates: Sequence[str], subject: str) -> list[str]:
+    """Wordings of a relation in the order in which a subject's known fact is asked: the suite asks the first."""
+    return shuffled(templates, subject)
+
+
 def request_probes(
     request: EditRequest,
     *,
@@ -106,7 +111,7 @@ def untouched_probes(
     for fact in facts:
         if fact.key in edited or f"{fact.subject}\x00{fact.relation}" not in drawn:
             continue
-        template = shuffled(templates[fact.relation], fact.subject)[0]
+        template = asking_order(templates[fact.relation], fact.subject)[0]
         foil = next((o for o in shuffled(objects[fact.relation], fact.subject) if o != fact.object), None)
         case = f"{fact.subject} / {fact.relation}"
         probes.append(Probe("untouched", case, template.replace("{}", fact.subject), fact.object, foil))

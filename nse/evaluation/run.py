@@ -10,9 +10,10 @@ from typing import Any
 
 from nse.architecture import EditableModel
 from nse.batch import Progress, silent
-from nse.evaluation.generate import answer, generate, same_answer
+from nse.evaluation.generate import ANSWER_TOKENS, answer, same_answer
 from nse.evaluation.probes import Probe, request_probes, untouched_probes
-from nse.evaluation.score import log_probabilities, perplexity
+from nse.evaluation.questions import Question, reply
+from nse.evaluation.score import perplexity
 from nse.evaluation.suites import Suite
 from nse.fingerprint import json_digest
 from nse.patch import base_in_force
@@ -122,28 +123,36 @@ def ask_once(
 
 
 def ask(editable: EditableModel, probes: Sequence[Probe], *, progress: Progress = silent) -> tuple[CaseOutcome, ...]:
-    """Asks each probe under the weights in force."""
-    pairs = [(p.prompt, p.expected) for p in probes]
-    foils = [(p.prompt, p.foil) for p in probes if p.foil is not None]
-    scores = log_probabilities(editable, [*pairs, *foils], progress=progress)
-    foil_scores = iter(scores[len(pairs) :])
-    texts = generate(editable, [p.prompt for p in probes], progress=progress)
-    outcomes = []
-    for probe, (score, tokens), text in zip(probes, scores, texts, strict=False):
-        against = next(foil_scores) if probe.foil is not None else (math.log(0.5) * tokens, tokens)
-        outcomes.append(
-            CaseOutcome(
-                probe.kind,
-                probe.case_id,
-                probe.prompt,
-                probe.expected,
-                math.exp(score),
-                score / tokens > against[0] / against[1],
-                answer(text),
-                same_answer(text, probe.expected),
-            )
-        )
-    return tuple(outcomes)
+    """Asks each probe under the weights in force; probes with one prompt share what is computed for it."""
+    targets: dict[str, dict[str, None]] = {}
+    for probe in probes:
+        targets.setdefault(probe.prompt, {})[probe.expected] = None
+    for probe in probes:  # after what is expected: the first target is taken for a draft of the generated text
+        if probe.foil is not None:
+            targets[probe.prompt][probe.foil] = None
+    questions = [Question(prompt, tuple(texts)) for prompt, texts in targets.items()]
+    replies = reply(editable, questions, max_new_tokens=ANSWER_TOKENS, stage="probes", progress=progress)
+    found = {
+        question.prompt: (dict(zip(question.targets, r.scores, strict=True)), r.generated)
+        for question, r in zip(questions, replies, strict=True)
+    }
+    return tuple(_outcome(probe, *found[probe.prompt]) for probe in probes)
+
+
+def _outcome(probe: Probe, scores: Mapping[str, tuple[float, int]], generated: str) -> CaseOutcome:
+    """Judges a reply; `scores` are by target: log-probability in nats, number of tokens."""
+    score, tokens = scores[probe.expected]
+    foil, length = scores[probe.foil] if probe.foil is not None else (math.log(0.5), 1)
+    return CaseOutcome(
+        kind=probe.kind,
+        case_id=probe.case_id,
+        prompt=probe.prompt,
+        expected=probe.expected,
+        probability=math.exp(score),
+        preferred=score / tokens > foil / length,
+        generated=answer(generated),
+        passed=same_answer(generated, probe.expected),
+    )
 
 
 def evaluate(

@@ -12,9 +12,10 @@ from typing import Any, Protocol, TypeVar, get_args
 import yaml
 
 from nse.errors import RequestError, SuiteError
-from nse.evaluation.probes import Kind, KnownFact
+from nse.evaluation.probes import Kind, KnownFact, asking_order
 from nse.fingerprint import file_digest, json_digest
 from nse.request import read_text
+from nse.subjects import HeldFact
 
 BOUND = re.compile(r"^(>=|<=)\s*(\d+\.?\d*|\.\d+)$")
 COMPARE = {">=": operator.ge, "<=": operator.le}
@@ -113,6 +114,15 @@ def read_suite(path: Path) -> Suite:
     gates = tuple(_gate(str(n), str(b), path) for n, b in _kind(data, "gates", dict, path).items())
     digest = json_digest([[f.name, file_digest(f)] for f in files])
     return Suite(facts, templates, texts, neighbours, canaries, gates, tuple(files), digest, untouched)
+
+
+def held_facts(suite: Suite) -> tuple[HeldFact, ...]:
+    """The known facts as an editor holds them, in one wording each: not the one the suite asks, if there is another."""
+    held = []
+    for fact in suite.facts:
+        wordings = asking_order(suite.templates[fact.relation], fact.subject)
+        held.append(HeldFact(fact.subject, wordings[-1], fact.object, fact.relation))
+    return tuple(held)
 
 
 def _count(value: Any, key: str, path: Path) -> int:

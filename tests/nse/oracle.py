@@ -1,13 +1,13 @@
 """The reference for the fast code: one fact at a time, the whole model at every step, dense systems, straight from the paper.
 
 Shares nothing with `nse` but the loaded model and the settings: tokens are found by re-tokenised prefixes, which is right for the
-byte-level tokenizers of these tests.
+byte-level tokenizers of these tests. Beside it stands `compute_z_as_published`: the same z in the layout of the published code.
 """
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -39,13 +39,15 @@ def subject_last(editable: EditableModel, text: str, end: int) -> int:
 
 
 @contextmanager
-def output_shifted(module: nn.Module, position: int, shift: torch.Tensor) -> Iterator[None]:
-    """Adds `shift` to the module's output at one position, by a hook."""
+def output_shifted(module: nn.Module, positions: int | list[int], shift: torch.Tensor) -> Iterator[None]:
+    """Adds `shift` to the module's output at one position of each row, by a hook."""
 
-    def hook(_module: nn.Module, _inputs: Any, output: torch.Tensor) -> torch.Tensor:
-        mask = torch.zeros_like(output)
-        mask[0, position] = 1.0
-        return output + mask * shift
+    def hook(_module: nn.Module, _inputs: Any, output: Any) -> Any:
+        hidden = output[0] if isinstance(output, tuple) else output
+        mask = torch.zeros_like(hidden)
+        mask[torch.arange(len(mask)), positions] = 1.0
+        shifted = hidden + mask * shift
+        return (shifted, *output[1:]) if isinstance(output, tuple) else shifted
 
     handle = module.register_forward_hook(hook)
     try:
@@ -56,7 +58,12 @@ def output_shifted(module: nn.Module, position: int, shift: torch.Tensor) -> Ite
 
 def log_probabilities(model: nn.Module, ids: list[int]) -> torch.Tensor:
     """log p of the next token at every position (t, vocabulary), the whole model, one text."""
-    return torch.log_softmax(model(input_ids=torch.tensor([ids])).logits[0].float(), dim=-1)
+    return torch.log_softmax(model(input_ids=on_device(model, [ids])).logits[0].float(), dim=-1)
+
+
+def on_device(model: nn.Module, ids: list[list[int]]) -> torch.Tensor:
+    """Token ids (n, t) where the model is."""
+    return torch.tensor(ids, device=next(model.parameters()).device)
 
 
 def target_score(editable: EditableModel, prompt: str, target: str) -> tuple[torch.Tensor, int]:
@@ -80,9 +87,8 @@ def compute_z(
     h = hidden_at(editable, model, texts[0], hp.z_layer).float()
     with torch.no_grad():
         reference = log_probabilities(model, kl_ids)[kl_at]
-    delta, first, second = torch.zeros_like(h), torch.zeros_like(h), torch.zeros_like(h)
-    for step in range(1, hp.v_num_grad_steps + 1):
-        delta = delta.detach().requires_grad_(True)
+
+    def loss_of(delta: torch.Tensor) -> torch.Tensor:
         losses = []
         for text, end in texts:
             with output_shifted(block, subject_last(editable, text, end), delta):
@@ -90,8 +96,54 @@ def compute_z(
             losses.append(-score / count)
         with output_shifted(block, kl_at, delta):
             logs = log_probabilities(model, kl_ids)[kl_at]
-        loss = torch.stack(losses).mean() + hp.kl_factor * (reference.exp() * (reference - logs)).sum()
-        loss = loss + hp.v_weight_decay * delta.norm() / h.norm() ** 2
+        return torch.stack(losses).mean() + hp.kl_factor * (reference.exp() * (reference - logs)).sum()
+
+    return minimised(loss_of, h, hp)
+
+
+def compute_z_as_published(
+    editable: EditableModel, request: EditRequest, *, contexts: Contexts, hyperparameters: Hyperparameters
+) -> torch.Tensor:
+    """The same z in the layout of the published code: the contexts of a fact and its KL prompt in one padded batch.
+
+    At every step the whole model is run on all tokens but the target's last, and log-probabilities are taken everywhere.
+    """
+    hp, model = hyperparameters, editable.model
+    texts = [wrapped(context, request) for group in contexts for context in group]
+    kl_text = f"{request.subject} is a"
+    ends = [subject_last(editable, *text) for text in texts] + [subject_last(editable, kl_text, len(request.subject))]
+    whole = [ids_of(editable, f"{text} {request.target_new}") for text, _ in texts]
+    rows = [ids[:-1] for ids in whole] + [ids_of(editable, kl_text)]
+    wanted = torch.full((len(rows), max(map(len, rows))), -100)
+    for row, ((text, _), ids) in enumerate(zip(texts, whole, strict=True)):
+        before = len(ids_of(editable, text))
+        wanted[row, before - 1 : len(ids) - 1] = torch.tensor(ids[before:])
+    width = wanted.shape[1]
+    batch = on_device(model, [ids + [0] * (width - len(ids)) for ids in rows])
+    mask = on_device(model, [[1] * len(ids) + [0] * (width - len(ids)) for ids in rows])
+    wanted = wanted.to(batch.device)
+    scored = wanted != -100
+    h = hidden_at(editable, model, texts[0], hp.z_layer).float()
+    reference: list[torch.Tensor] = []
+
+    def loss_of(delta: torch.Tensor) -> torch.Tensor:
+        with output_shifted(editable.block(hp.z_layer), ends, delta):
+            logs = torch.log_softmax(model(input_ids=batch, attention_mask=mask).logits.float(), dim=-1)
+        nll = -logs.gather(2, wanted.clamp_min(0)[:, :, None]).squeeze(2) * scored
+        losses = nll[:-1].sum(dim=1) / scored[:-1].sum(dim=1)
+        kept = logs[-1, ends[-1]]
+        reference.append(reference[0] if reference else kept.detach())
+        return losses.mean() + hp.kl_factor * (reference[0].exp() * (reference[0] - kept)).sum()
+
+    return minimised(loss_of, h, hp)
+
+
+def minimised(loss_of: Callable[[torch.Tensor], torch.Tensor], h: torch.Tensor, hp: Hyperparameters) -> torch.Tensor:
+    """h + the delta that Adam finds for `loss_of` with the weight decay of the paper, clamped after each step."""
+    delta, first, second = torch.zeros_like(h), torch.zeros_like(h), torch.zeros_like(h)
+    for step in range(1, hp.v_num_grad_steps + 1):
+        delta = delta.detach().requires_grad_(True)
+        loss = loss_of(delta) + hp.v_weight_decay * delta.norm() / h.norm() ** 2
         if float(loss.detach()) < hp.v_loss_target:
             break
         (gradient,) = torch.autograd.grad(loss, delta)
@@ -102,14 +154,15 @@ def compute_z(
         limit = hp.clamp_norm_factor * h.norm()
         if delta.norm() > limit:
             delta = delta * limit / delta.norm()
-    return (h + delta.detach()).float()
+    return (h + delta.detach()).float().cpu()
 
 
 @torch.no_grad()
 def hidden_at(editable: EditableModel, model: nn.Module, text: tuple[str, int], layer: int) -> torch.Tensor:
     """The hidden state after `layer` at the subject's last token."""
-    out = model(input_ids=torch.tensor([ids_of(editable, text[0])]), output_hidden_states=True)
-    return out.hidden_states[layer + 1][0, subject_last(editable, *text)]
+    out = model(input_ids=on_device(model, [ids_of(editable, text[0])]), output_hidden_states=True)
+    hidden: torch.Tensor = out.hidden_states[layer + 1][0, subject_last(editable, *text)]
+    return hidden
 
 
 @torch.no_grad()
@@ -119,17 +172,28 @@ def key_at(editable: EditableModel, model: nn.Module, text: tuple[str, int], lay
     handle = model.get_submodule(editable.projection_name(layer)).register_forward_pre_hook(
         lambda _module, inputs: seen.append(inputs[0])
     )
-    model(input_ids=torch.tensor([ids_of(editable, text[0])]))
+    model(input_ids=on_device(model, [ids_of(editable, text[0])]))
     handle.remove()
     return seen[0][0, subject_last(editable, *text)].double()
 
 
 def key_of(
-    editable: EditableModel, model: nn.Module, request: EditRequest, contexts: Contexts, layer: int
+    editable: EditableModel,
+    model: nn.Module,
+    request: EditRequest,
+    contexts: Contexts,
+    layer: int,
+    subject_share: float = 0.0,
 ) -> torch.Tensor:
-    """Mean over groups of the mean within each group."""
-    groups = [[key_at(editable, model, wrapped(c, request), layer) for c in group] for group in contexts]
-    return torch.stack([torch.stack(group).mean(dim=0) for group in groups]).mean(dim=0)
+    """Mean over groups of the mean within each group, a share of it measured on the subject without its prompt."""
+
+    def mean(fact: EditRequest) -> torch.Tensor:
+        groups = [[key_at(editable, model, wrapped(c, fact), layer) for c in group] for group in contexts]
+        return torch.stack([torch.stack(group).mean(dim=0) for group in groups]).mean(dim=0)
+
+    if not subject_share:
+        return mean(request)
+    return (1 - subject_share) * mean(request) + subject_share * mean(replace(request, prompt_template="{}"))
 
 
 @dataclass
@@ -164,7 +228,7 @@ def nse_round(
         return z[fact].double() - hidden_at(editable, model, wrapped("{}", requests[fact]), hp.z_layer).double()
 
     def keys(facts: Sequence[int], layer: int) -> torch.Tensor:
-        columns = [key_of(editable, model, requests[f], contexts, layer) for f in facts]
+        columns = [key_of(editable, model, requests[f], contexts, layer, hp.subject_share) for f in facts]
         return torch.stack(columns, dim=1) if columns else torch.zeros(weight(layer).shape[1], 0, dtype=torch.float64)
 
     for layer, update in earlier_updates.items():
@@ -172,7 +236,8 @@ def nse_round(
     everyone = range(len(requests))
     before = [float(residual(f).norm()) for f in everyone]
     written = [f for f in everyone if before[f] < hp.upper_bound]
-    open_, passes = list(written), []
+    open_ = list(written)
+    passes: list[list[int]] = []
     while open_ and len(passes) < hp.max_passes:
         passes.append(open_)
         for done, layer in enumerate(hp.layers):
@@ -205,3 +270,34 @@ def most_active(keys: torch.Tensor, threshold: float) -> list[int]:
             break
         chosen.append(neuron)
     return sorted(chosen) if threshold < 1 else list(range(len(scores)))
+
+
+def memit_round(
+    editable: EditableModel,
+    weights: dict[int, torch.Tensor],
+    requests: Sequence[EditRequest],
+    *,
+    z: torch.Tensor,
+    contexts: Contexts,
+    hyperparameters: Hyperparameters,
+    second_moments: dict[int, torch.Tensor],
+    previous_keys: dict[int, torch.Tensor],
+) -> dict[int, torch.Tensor]:
+    """A round of sequential MEMIT on `weights` (d_out, d_in) by layer: arXiv 2210.07229, algorithm 1, K_p K_p^T added to C0.
+
+    Returns:
+        The keys (d_in, n) of the round under the weights that it leaves; `weights` are replaced by those.
+    """
+    hp, model = hyperparameters, copy.deepcopy(editable.model)
+    for layer, weight in weights.items():
+        model.get_parameter(editable.parameter_name(layer)).data = editable.canonical(weight)
+    bare = [wrapped("{}", request) for request in requests]
+    for layers_left, layer in zip(range(len(hp.layers), 0, -1), hp.layers, strict=True):
+        k = torch.stack([key_of(editable, model, r, contexts, layer) for r in requests], dim=1)
+        h = torch.stack([hidden_at(editable, model, text, hp.z_layer).double() for text in bare], dim=1)
+        c = hp.mom2_update_weight * second_moments[layer].double() + previous_keys[layer] @ previous_keys[layer].T
+        share = (z.double().T - h) / layers_left
+        update = share @ k.T @ torch.linalg.inv(c + k @ k.T)
+        weights[layer] = (weights[layer].double() + update).to(weights[layer].dtype)
+        model.get_parameter(editable.parameter_name(layer)).data = editable.canonical(weights[layer])
+    return {la: torch.stack([key_of(editable, model, r, contexts, la) for r in requests], dim=1) for la in hp.layers}

@@ -9,7 +9,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from nse.architecture import load_model
-from nse.command import EditFiles, collect, edit_stream
+from nse.command import EditFiles, StreamOptions, collect, edit_stream
 from nse.delta import Delta
 from nse.errors import ArchitectureError, HyperparameterError, NseError, RequestError, StatisticsError
 from nse.hyperparameters import read_hyperparameters
@@ -61,7 +61,7 @@ def files(folder, tmp_path, corpus) -> EditFiles:
 @pytest.mark.parametrize("size", [None, 2])
 def test_three_files_are_written_and_base_plus_the_factors_is_the_saved_model(files, tmp_path, size) -> None:
     out, saved = tmp_path / "out", tmp_path / "edited"
-    report = edit_stream(files, output=out, batch_size=size, save_model=saved)
+    report = edit_stream(files, output=out, options=StreamOptions(size), save_model=saved)
     assert sorted(p.name for p in out.iterdir()) == ["delta.safetensors", "report.json", "values.safetensors"]
     base, edited = load_model(files.model), load_model(saved)
     factors = load_file(out / "delta.safetensors")
@@ -83,7 +83,7 @@ def test_three_files_are_written_and_base_plus_the_factors_is_the_saved_model(fi
 
 
 def test_values_are_z_of_every_request_in_request_order(files, tmp_path) -> None:
-    edit_stream(files, output=tmp_path / "out", batch_size=2)
+    edit_stream(files, output=tmp_path / "out", options=StreamOptions(2))
     z = load_file(tmp_path / "out" / "values.safetensors")["z"]
     model = load_model(files.model)
     expected = values_for(
@@ -97,7 +97,7 @@ def test_values_are_z_of_every_request_in_request_order(files, tmp_path) -> None
 
 
 def test_the_report_says_what_went_in_and_what_came_out(files, tmp_path) -> None:
-    report = edit_stream(files, output=tmp_path / "out", batch_size=2, seed=5)
+    report = edit_stream(files, output=tmp_path / "out", options=StreamOptions(2, 5))
     assert json.loads((tmp_path / "out" / "report.json").read_text()) == json.loads(json.dumps(report))
     assert [r["case_id"] for r in report["requests"]] == [f"case {i}" for i in range(5)]
     assert all(set(r) == {"case_id", "status", "residual_before", "residual_after"} for r in report["requests"])
@@ -123,20 +123,20 @@ def test_the_report_says_what_went_in_and_what_came_out(files, tmp_path) -> None
 def test_the_same_inputs_give_the_same_bytes_and_sampled_contexts_hang_on_the_seed(files, tmp_path) -> None:
     sampled = replace(files, contexts=None)
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
-        edit_stream(sampled, output=tmp_path / name, seed=seed)
+        edit_stream(sampled, output=tmp_path / name, options=StreamOptions(seed=seed))
     a, b, c = ((tmp_path / n / "delta.safetensors").read_bytes() for n in "abc")
     assert a == b != c
 
 
 def test_a_stream_in_batches_is_each_round_on_top_of_the_others(files, tmp_path) -> None:
-    one, two = (edit_stream(files, output=tmp_path / str(n), batch_size=n) for n in (5, 2))
+    one, two = (edit_stream(files, output=tmp_path / str(n), options=StreamOptions(n)) for n in (5, 2))
     assert one["digests"]["edited"] != two["digests"]["edited"]
     assert all(r["residual_after"] < r["residual_before"] for r in two["requests"])
 
 
 def test_a_stream_of_skipped_facts_gives_the_base_and_says_so(files, tmp_path) -> None:
     files.hparams.write_text(json.dumps({**SETTINGS, "upper_bound": 1e-9}))
-    report = edit_stream(files, output=tmp_path / "out", batch_size=2)
+    report = edit_stream(files, output=tmp_path / "out", options=StreamOptions(2))
     assert {r["status"] for r in report["requests"]} == {"skipped"}
     assert report["digests"]["edited"] == report["digests"]["base"]
 
@@ -164,7 +164,7 @@ def test_collecting_tells_what_it_did(folder, corpus, tmp_path) -> None:
 
 def test_an_unknown_model_type_is_refused(files, tmp_path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "no-such-family"}')
-    with pytest.raises(ArchitectureError, match="model type 'no-such-family' is unknown"):
+    with pytest.raises(ArchitectureError, match="model type 'no-such-family' has no row in the table"):
         edit_stream(replace(files, model=tmp_path), output=tmp_path / "out")
 
 

@@ -8,18 +8,18 @@ import torch
 from nse.architecture import load_model
 from nse.delta import Delta, LayerDelta
 from nse.errors import DeltaError
-from nse.patch import base_in_force, compose, patched, version_digest
+from nse.patch import BLOCK, SnapshotStore, base_in_force, compose, patched, summed, version_digest
 from tests.nse.conftest import digests
 
 
-def delta_of(editable, seed: int, layer: int = 1, *, scale: float = 0.1) -> Delta:
+def delta_of(editable, seed: int, layer: int = 1, *, scale: float = 0.1, facts: int = 2) -> Delta:
     name = editable.parameter_name(layer)
     out, inner = editable.base_weight(name).shape
     random = torch.Generator().manual_seed(seed)
-    left = torch.randn(out, 2, dtype=torch.float64, generator=random) * scale
-    right = torch.randn(2, inner, dtype=torch.float64, generator=random)
-    layers = {name: LayerDelta(left, right, torch.tensor([0, 1], dtype=torch.int32), torch.zeros(2, inner))}
-    return Delta(layers, (f"{seed} a", f"{seed} b"), editable.base_digest)
+    left = torch.randn(out, facts, dtype=torch.float64, generator=random) * scale
+    right = torch.randn(facts, inner, dtype=torch.float64, generator=random)
+    layers = {name: LayerDelta(left, right, torch.arange(facts, dtype=torch.int32), torch.zeros(facts, inner))}
+    return Delta(layers, tuple(f"{seed} {fact}" for fact in range(facts)), editable.base_digest)
 
 
 def test_composed_weights_are_base_plus_deltas_rounded_once(editable) -> None:
@@ -29,6 +29,7 @@ def test_composed_weights_are_base_plus_deltas_rounded_once(editable) -> None:
     name = editable.parameter_name(1)
     total = editable.base_weight(name).double() + sum(d.layers[name].product() for d in deltas[:2])
     assert torch.equal(editable.canonical(weights[name]), total.float())
+    assert weights[name].dtype == editable.base_tensors[name].dtype
     assert weights[name].shape == editable.base_tensors[name].shape
     assert weights[name].is_contiguous()
 
@@ -135,3 +136,126 @@ def test_a_delta_of_another_shape_is_refused(editable) -> None:
     name, layer = next(iter(delta.layers.items()))
     with pytest.raises(DeltaError, match="is for another shape than"):
         compose(editable, [replace(delta, layers={name: replace(layer, left=layer.left[1:])})])
+
+
+def stream(editable, rounds: int) -> list[Delta]:
+    """Rounds of unlike sizes on two layers, some with more columns than a block, one of which nothing is left."""
+    sizes = (BLOCK // 3, 1, BLOCK + 5, BLOCK // 2)
+    deltas = [delta_of(editable, i, 1 + (i % 5 == 4), facts=sizes[i % 4], scale=0.01) for i in range(rounds)]
+    deltas[3] = deltas[3].without(deltas[3].case_ids)
+    return deltas
+
+
+def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_the_sum_is_that_of_all_columns(editable) -> None:
+    deltas = stream(editable, 11)
+    for layer in (1, 2):
+        name = editable.parameter_name(layer)
+        expected = sum(d.layers[name].product() for d in deltas if name in d.layers)
+        torch.testing.assert_close(summed(name, deltas), expected, rtol=1e-12, atol=1e-13)
+    assert summed(editable.parameter_name(3), deltas) is None
+
+
+def test_the_order_of_the_deltas_is_part_of_the_sum(editable) -> None:
+    deltas = stream(editable, 11)
+    name = editable.parameter_name(1)
+    forward, backward = summed(name, deltas), summed(name, deltas[::-1])
+    assert not torch.equal(forward, backward)
+    torch.testing.assert_close(forward, backward, rtol=1e-10, atol=1e-12)
+
+
+def test_the_last_round_is_taken_back_to_the_bit_wherever_it_ended(editable) -> None:
+    deltas, versions = stream(editable, 11), []
+    for count in range(len(deltas) + 1):
+        versions.append(version_digest(editable, compose(editable, deltas[:count])))
+    assert versions[3] == versions[4]  # the round of which nothing is left
+    assert len(set(versions)) == len(versions) - 1
+    for count in range(len(deltas)):
+        shortened = [*deltas[:count], deltas[count].without(deltas[count].case_ids)]
+        assert version_digest(editable, compose(editable, shortened)) == versions[count]
+
+
+def test_deltas_are_read_from_disk_and_from_any_iterable(editable, tmp_path) -> None:
+    deltas = stream(editable, 6)
+    for number, delta in enumerate(deltas):
+        delta.save(tmp_path / f"{number}.safetensors")
+    stored = (Delta.load(tmp_path / f"{number}.safetensors") for number in range(6))
+    assert same(compose(editable, stored), compose(editable, deltas))
+
+
+def test_with_snapshots_every_version_is_the_same_to_the_bit(editable, tmp_path) -> None:
+    deltas, identities = stream(editable, 12), [f"delta {i}" for i in range(12)]
+    plain = [compose(editable, deltas[:count]) for count in range(13)]
+    store = SnapshotStore(tmp_path, every=2)
+    for count in (12, 5, 12, *range(13), 11):
+        found = compose(editable, deltas[:count], identities=identities[:count], snapshots=store)
+        assert same(found, plain[count])
+    assert len(list(tmp_path.iterdir())) == 3
+
+
+def test_a_later_version_starts_from_a_snapshot_and_reads_nothing_before_it(editable, tmp_path) -> None:
+    deltas, store = [delta_of(editable, i, facts=BLOCK) for i in range(9)], SnapshotStore(tmp_path, every=4)
+    identities = [f"delta {i}" for i in range(9)]
+    expected = compose(editable, deltas)
+    compose(editable, deltas, identities=identities, snapshots=store)
+    assert len(list(tmp_path.iterdir())) == 2  # after 4 and after 8
+    name = editable.parameter_name(1)
+    lost = [
+        replace(d, layers={name: replace(d.layers[name], left=d.layers[name].left * torch.nan)}) for d in deltas[:8]
+    ]
+    steps = []
+    found = compose(
+        editable,
+        [*lost, deltas[8]],
+        identities=identities,
+        snapshots=store,
+        progress=lambda stage, done, total: steps.append((stage, done, total)),
+    )
+    assert same(found, expected)
+    assert steps == [(f"compose {name}", 9, 9)]
+
+
+def test_a_snapshot_stands_for_its_list_of_deltas_and_no_other(editable, tmp_path) -> None:
+    deltas, store = [delta_of(editable, i, facts=BLOCK) for i in range(5)], SnapshotStore(tmp_path, every=2)
+    compose(editable, deltas, identities=list("abcde"), snapshots=store)
+    other = [deltas[0].without(deltas[0].case_ids[:1]), *deltas[1:]]
+    found = compose(editable, other, identities=["a less one", *"bcde"], snapshots=store)
+    assert same(found, compose(editable, other))
+    with pytest.raises(DeltaError, match="5 deltas have 4 identities"):
+        compose(editable, deltas, identities=list("abcd"), snapshots=store)
+
+
+@pytest.mark.parametrize("damage", ["flipped", "shortened", "of another shape"])
+def test_a_damaged_snapshot_is_left_aside_and_made_again(damage, editable, tmp_path, caplog) -> None:
+    deltas, store = [delta_of(editable, i, facts=BLOCK) for i in range(3)], SnapshotStore(tmp_path, every=2)
+    expected = compose(editable, deltas, identities=list("abc"), snapshots=store)
+    (path,) = tmp_path.iterdir()
+    whole = path.read_bytes()
+    if damage == "of another shape":
+        store.put(path.stem, torch.ones(2, 2, dtype=torch.float64))
+    else:
+        path.write_bytes(whole[:-8] if damage == "shortened" else whole[:-1] + bytes([whole[-1] ^ 1]))
+    with caplog.at_level("WARNING"):
+        assert same(compose(editable, deltas, identities=list("abc"), snapshots=store), expected)
+    assert "it is made again" in caplog.text
+    assert path.read_bytes() == whole
+
+
+def test_snapshots_that_cannot_be_kept_cost_only_time(editable, tmp_path, caplog) -> None:
+    deltas = [delta_of(editable, i, facts=BLOCK) for i in range(3)]
+    (tmp_path / "file").write_text("no folder")
+    store = SnapshotStore(tmp_path / "file", every=2)
+    with caplog.at_level("WARNING"):
+        assert same(compose(editable, deltas, identities=list("abc"), snapshots=store), compose(editable, deltas))
+    assert "it will be made again" in caplog.text
+
+
+def test_a_sum_that_is_known_is_not_made_again(editable) -> None:
+    deltas, name = stream(editable, 6), editable.parameter_name(1)
+    assert same(compose(editable, deltas, known={name: summed(name, deltas)}), compose(editable, deltas))
+    shape = tuple(editable.base_weight(name).shape)
+    weights = compose(editable, deltas, known={name: torch.zeros(shape, dtype=torch.float64)})
+    assert torch.equal(weights[name], editable.base_tensors[name])

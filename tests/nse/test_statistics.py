@@ -1,17 +1,18 @@
-"""Second moments: the estimate, its file, and ROME's."""
+"""The estimate of second moments: what it is, how it converges, how it goes on after an interruption."""
 
-import json
-from dataclasses import replace
+from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
 
+from nse.architecture import load_model
+from nse.command import collect
 from nse.errors import HyperparameterError, StatisticsError
 from nse.fingerprint import file_digest
 from nse.patch import patched
-from nse.statistics import METADATA_KEY, SecondMoments, collect_second_moments, read_second_moments
+from nse.second_moment_files import SecondMoments
+from nse.statistics import PartialFile, collect_second_moments, effective_rank
+from nse.trace import capture_inputs
 
 
 def test_the_estimate_is_the_mean_of_outer_products_of_the_keys_of_every_token(precise, corpus) -> None:
@@ -41,52 +42,214 @@ def test_provenance_names_model_tokenizer_and_corpus(editable, corpus) -> None:
     assert metadata["budget"] == 10 * editable.base_weight(editable.parameter_name(1)).shape[1]
 
 
-def test_reading_stops_when_the_budget_is_reached(editable, corpus, tmp_path) -> None:
-    long = tmp_path / "long.txt"
-    long.write_text(corpus.read_text(encoding="utf-8") * 4, encoding="utf-8")
+def test_the_key_changes_with_every_input_and_with_nothing_else(loaded, corpus, tmp_path) -> None:
+    def key(family="gpt2", dtype=torch.float32, text=corpus, layers=(1,), tokens=200) -> str:
+        return collect_second_moments(loaded(family, dtype), text, layers=layers, tokens=tokens).metadata["key"]
+
+    other = tmp_path / "other.txt"
+    other.write_text(corpus.read_text(encoding="utf-8") + "More.\n", encoding="utf-8")
+    assert key(layers=(2,)) == key()
+    changed = [key(), key(family="llama"), key(dtype=torch.bfloat16), key(text=other), key(tokens=201)]
+    assert len(set(changed)) == len(changed)
+
+
+@pytest.fixture
+def long(corpus, tmp_path) -> Path:
+    """A corpus several times as long as the budgets below."""
+    path = tmp_path / "long.txt"
+    path.write_text(corpus.read_text(encoding="utf-8") * 4, encoding="utf-8")
+    return path
+
+
+def test_reading_stops_at_the_budget_and_ends_with_the_corpus(editable, long) -> None:
     calls: list[tuple[str, int, int]] = []
     few, all_ = (
         collect_second_moments(editable, long, layers=(1,), tokens=n, progress=lambda *c: calls.append(c))
         for n in (100, 10**9)
     )
-    assert 100 <= few.metadata["tokens"] < all_.metadata["tokens"]
-    assert calls[0] == ("second moments", 100, 100)
-    assert calls[-1] == ("second moments", all_.metadata["tokens"], 10**9)
+    assert few.metadata["tokens"] == 100
+    text = long.read_text(encoding="utf-8").splitlines()
+    assert all_.metadata["tokens"] == sum(len(editable.tokenizer(line)["input_ids"]) for line in text)
+    assert calls[-1] == ("second moments", all_.metadata["tokens"], all_.metadata["tokens"])
+    assert ("second moments", 100, 100) in calls
 
 
-def test_a_line_longer_than_the_model_is_cut(editable, tmp_path) -> None:
-    (tmp_path / "c.txt").write_text("so and " * 200)
-    assert collect_second_moments(editable, tmp_path / "c.txt", layers=(1,)).metadata["tokens"] == 96
+def test_a_text_longer_than_the_model_is_read_in_windows_that_begin_alike(editable, tmp_path) -> None:
+    (tmp_path / "long.txt").write_text("so and " * 100, encoding="utf-8")
+    ids = editable.tokenizer("so and " * 100)["input_ids"]
+    first = ids[:1] if ids[0] == editable.tokenizer.bos_token_id else []
+    windows = [first + ids[at : at + 96 - len(first)] for at in range(len(first), len(ids), 96 - len(first))]
+    found = collect_second_moments(editable, tmp_path / "long.txt", layers=(1,), tokens=10**9)
+    assert found.metadata["tokens"] == sum(map(len, windows)) > 2 * 96
+    name, rows = editable.projection_name(1), []
+    with torch.no_grad(), capture_inputs({name: editable.projection(1)}) as seen:
+        for window in windows:
+            editable.model(input_ids=torch.tensor([window]))
+            rows.append(seen[name][0].double())
+    keys = torch.cat(rows)
+    torch.testing.assert_close(found.of(name), (keys.T @ keys / len(keys)).float(), rtol=1e-4, atol=1e-6)
 
 
-def test_a_file_comes_back_as_it_was(editable, corpus, tmp_path) -> None:
-    moments = collect_second_moments(editable, corpus, layers=(1, 2))
-    moments.save(tmp_path / "deep" / "c0.safetensors")
-    again = read_second_moments(tmp_path / "deep" / "c0.safetensors")
-    assert again.metadata == moments.metadata
-    assert set(again.moments) == {editable.projection_name(1), editable.projection_name(2)}
-    for name, moment in moments.moments.items():
-        assert moment.dtype == torch.float32
-        assert torch.equal(again.of(name), moment)
-    first = (tmp_path / "deep" / "c0.safetensors").read_bytes()
-    collect_second_moments(editable, corpus, layers=(2, 1)).save(tmp_path / "again")
-    assert (tmp_path / "again").read_bytes() == first
-
-
-def test_weights_in_force_matter_so_the_base_must_be_in_force(editable, corpus) -> None:
+def test_the_base_weights_are_in_force_whatever_the_model_holds(editable, corpus) -> None:
     base = collect_second_moments(editable, corpus, layers=(1,))
-    name = editable.parameter_name(0)
+    name, module = editable.parameter_name(0), editable.projection_name(1)
     with patched(editable, {name: editable.base_tensors[name] * 2}):
         other = collect_second_moments(editable, corpus, layers=(1,))
-    module = editable.projection_name(1)
-    assert not torch.allclose(base.of(module), other.of(module))
+        assert torch.equal(editable.model.get_parameter(name), editable.base_tensors[name] * 2)
+    assert torch.equal(base.of(module), other.of(module))
 
 
-def test_a_layer_that_was_not_collected_is_named_with_those_that_were(editable, corpus) -> None:
-    moments = collect_second_moments(editable, corpus, layers=(1,))
-    have = editable.projection_name(1).replace(".", r"\.")
-    with pytest.raises(StatisticsError, match=rf"no second moment for x\.y \(have: {have}\): run `nse stats`"):
-        moments.of("x.y")
+def test_blocks_above_the_last_wanted_layer_are_not_run(editable, corpus) -> None:
+    ran = []
+    handles = [editable.projection(i).register_forward_hook(lambda *_, i=i: ran.append(i)) for i in range(4)]
+    collect_second_moments(editable, corpus, layers=(0, 1), tokens=100)
+    for handle in handles:
+        handle.remove()
+    assert set(ran) == {0, 1}
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_model_of_half_precision_gives_nearly_the_same(loaded, family, corpus, dtype) -> None:
+    half, full = (collect_second_moments(loaded(family, d), corpus, layers=(1,)) for d in (dtype, torch.float32))
+    name = loaded(family, dtype).projection_name(1)
+    assert half.of(name).dtype == torch.float32
+    assert (half.of(name) - full.of(name)).norm() < 0.05 * full.of(name).norm()
+    assert half.metadata["dtype"] == str(dtype).removeprefix("torch.")
+
+
+def test_convergence_is_the_relative_change_as_the_tokens_double(editable, long) -> None:
+    def moment(tokens: int) -> torch.Tensor:
+        return collect_second_moments(editable, long, layers=(1,), tokens=tokens).of(name)
+
+    name = editable.projection_name(1)
+    shown = collect_second_moments(editable, long, layers=(1, 2), tokens=1600).metadata["convergence"]
+    assert [step["tokens"] / step["from"] for step in shown] == pytest.approx([2.0] * 4, rel=0.1)
+    assert (shown[0]["from"] // 10, shown[-1]["tokens"]) == (100 // 10, 1600)
+    for step in shown:
+        assert set(step["change"]) == {name, editable.projection_name(2)}
+        before, after = moment(step["from"]), moment(step["tokens"])
+        expected = float((after - before).norm() / after.norm())
+        assert step["change"][name] == pytest.approx(expected, rel=1e-4)
+
+
+def test_a_corpus_that_ends_early_is_compared_at_its_end(editable, corpus) -> None:
+    found = collect_second_moments(editable, corpus, layers=(1,), tokens=10**4).metadata
+    assert found["convergence"][-1]["tokens"] == found["tokens"] < 10**4
+
+
+def test_fewer_tokens_than_neurons_is_a_warning(editable, long) -> None:
+    width = editable.base_weight(editable.parameter_name(1)).shape[1]
+    few, enough = (collect_second_moments(editable, long, layers=(1,), tokens=n) for n in (width - 1, width))
+    assert [f"singular ({width - 1} tokens for {width} neurons)" in text for text in few.warnings()] == [True]
+    assert enough.warnings() == []
+
+
+def test_effective_rank_counts_the_directions() -> None:
+    assert effective_rank(torch.eye(5)) == pytest.approx(5)
+    assert effective_rank(torch.ones(5, 5)) == pytest.approx(1)
+
+
+class Killed(Exception):
+    """Stands for the end of the process."""
+
+
+def interrupted(editable, corpus: Path, partial: PartialFile, *, after: int, **options) -> None:
+    def progress(stage: str, done: int, total: int) -> None:
+        if stage == "second moments" and done >= after:
+            raise Killed
+
+    with pytest.raises(Killed):
+        collect_second_moments(editable, corpus, partial=partial, progress=progress, **options)
+
+
+def same_bytes(one: SecondMoments, other: SecondMoments, folder: Path) -> bool:
+    one.save(folder / "one")
+    other.save(folder / "other")
+    return (folder / "one").read_bytes() == (folder / "other").read_bytes()
+
+
+@pytest.mark.parametrize("after", [100, 400, 800, 1600])
+def test_a_run_that_was_killed_goes_on_and_ends_with_the_same_bytes(editable, long, tmp_path, after) -> None:
+    options = {"layers": (1, 2), "tokens": 1600}
+    whole = collect_second_moments(editable, long, **options)
+    partial = PartialFile(tmp_path / "c0.partial", seconds=0)
+    interrupted(editable, long, partial, after=after, **options)
+    done: list[int] = []
+    again = collect_second_moments(
+        editable, long, partial=partial, progress=lambda _stage, n, _total: done.append(n), **options
+    )
+    assert min(done) > after or after == 1600
+    assert same_bytes(whole, again, tmp_path)
+
+
+def test_what_was_not_saved_before_the_end_is_read_again(editable, long, tmp_path) -> None:
+    options = {"layers": (1,), "tokens": 1600}
+    partial = PartialFile(tmp_path / "c0.partial", seconds=0)
+    interrupted(editable, long, partial, after=100, **options)
+    interrupted(editable, long, PartialFile(partial.path, seconds=3600), after=800, **options)
+    again = collect_second_moments(editable, long, partial=partial, **options)
+    assert same_bytes(collect_second_moments(editable, long, **options), again, tmp_path)
+
+
+def test_the_command_goes_on_from_the_partial_file_beside_its_output_and_removes_it(folder, long, tmp_path) -> None:
+    output = tmp_path / "out" / "c0.safetensors"
+    options = {"layers": (1,), "tokens": 1600}
+    beside = PartialFile(output.with_name("c0.safetensors.partial"), seconds=0)
+    interrupted(load_model(folder), long, beside, after=400, **options)
+    done: list[int] = []
+    told = collect(
+        model=folder, corpus=long, output=output, progress=lambda _stage, n, _total: done.append(n), **options
+    )
+    assert min(done) > 400
+    assert told["tokens"] == 1600
+    assert told["warnings"] == []
+    assert [path.name for path in output.parent.iterdir()] == ["c0.safetensors"]
+
+
+@pytest.mark.parametrize(("dtype", "name"), [(torch.bfloat16, "bfloat16"), (torch.float32, "float32")])
+def test_the_command_loads_the_model_in_the_type_that_is_asked_for(
+    loaded, folder, family, corpus, tmp_path, dtype, name
+) -> None:
+    told = collect(model=folder, corpus=corpus, layers=(1,), output=tmp_path / "c0", tokens=200, dtype=dtype)
+    assert told["dtype"] == name
+    assert told["model_digest"] == loaded(family, dtype).base_digest
+
+
+@pytest.mark.parametrize("change", [{"tokens": 1500}, {"layers": (2,)}])
+def test_sums_of_other_inputs_are_not_used_and_replaced(editable, long, tmp_path, change) -> None:
+    options = {"layers": (1,), "tokens": 1600}
+    partial = PartialFile(tmp_path / "c0.partial", seconds=0)
+    interrupted(editable, long, partial, after=400, **options)
+    before = partial.path.read_bytes()
+    found = collect_second_moments(editable, long, partial=partial, **(options | change))
+    assert same_bytes(found, collect_second_moments(editable, long, **(options | change)), tmp_path)
+    assert partial.path.read_bytes() != before
+
+
+def test_sums_over_a_corpus_that_has_changed_since_are_not_used(editable, long, tmp_path) -> None:
+    options = {"layers": (1,), "tokens": 1600}
+    partial = PartialFile(tmp_path / "c0.partial", seconds=0)
+    interrupted(editable, long, partial, after=400, **options)
+    long.write_text("Another beginning. " + long.read_text(encoding="utf-8"), encoding="utf-8")
+    found = collect_second_moments(editable, long, partial=partial, **options)
+    assert same_bytes(found, collect_second_moments(editable, long, **options), tmp_path)
+
+
+def test_a_broken_partial_file_is_replaced(editable, long, tmp_path, caplog) -> None:
+    partial = PartialFile(tmp_path / "c0.partial", seconds=0)
+    partial.path.write_bytes(b"cut off")
+    found = collect_second_moments(editable, long, layers=(1,), tokens=400, partial=partial)
+    assert same_bytes(found, collect_second_moments(editable, long, layers=(1,), tokens=400), tmp_path)
+    assert "c0.partial cannot be read" in caplog.text
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["c0.partial", "long.txt", "one", "other"]
+
+
+def test_keys_that_are_not_finite_are_refused(editable, corpus) -> None:
+    name = editable.projection_name(1)
+    handle = editable.projection(1).register_forward_pre_hook(lambda _m, x: (x[0] * float("inf"),), prepend=True)
+    with pytest.raises(StatisticsError, match=f"C0 of {name} is not finite".replace(".", r"\.")):
+        collect_second_moments(editable, corpus, layers=(1,))
+    handle.remove()
 
 
 def test_a_layer_that_the_model_lacks_is_refused(editable, corpus) -> None:
@@ -107,56 +270,3 @@ def test_a_corpus_without_text_is_refused(editable, tmp_path, content, message) 
 def test_a_missing_corpus_is_refused(editable, tmp_path) -> None:
     with pytest.raises(StatisticsError, match="cannot be read"):
         collect_second_moments(editable, tmp_path / "c.txt", layers=(1,))
-
-
-def test_the_layout_of_rome_is_read_as_a_mean(tmp_path) -> None:
-    total = np.arange(9, dtype=np.float32).reshape(3, 3) + 10 * np.eye(3, dtype=np.float32)
-    np.savez(tmp_path / "c.npz", **{"mom2.mom2": total, "mom2.count": np.array(4), "mom2.constructor": "x"})
-    moments = read_second_moments(tmp_path / "c.npz", module="transformer.h.1.mlp.c_proj")
-    torch.testing.assert_close(moments.of("transformer.h.1.mlp.c_proj"), torch.from_numpy(total / 4))
-    assert moments.metadata["tokens"] == 4
-    assert list(read_second_moments(tmp_path / "c.npz").moments) == ["c"]
-
-
-def test_another_npz_is_refused(tmp_path) -> None:
-    np.savez(tmp_path / "c.npz", x=np.zeros(3))
-    with pytest.raises(StatisticsError, match=r"lacks mom2\.mom2 or mom2\.count"):
-        read_second_moments(tmp_path / "c.npz")
-
-
-@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 cut off", b"plain text"])
-def test_a_broken_npz_is_refused(tmp_path, content) -> None:
-    (tmp_path / "c.npz").write_bytes(content)
-    with pytest.raises(StatisticsError, match=r"c\.npz cannot be read as \.npz"):
-        read_second_moments(tmp_path / "c.npz")
-
-
-@pytest.mark.parametrize("name", ["c.safetensors", "c.npz"])
-def test_a_missing_file_says_how_to_make_it(tmp_path, name) -> None:
-    with pytest.raises(StatisticsError, match=r"do not exist: make them with `nse stats`"):
-        read_second_moments(tmp_path / name)
-
-
-def test_a_file_that_is_not_safetensors_is_refused(tmp_path) -> None:
-    (tmp_path / "c").write_bytes(b"nothing of the kind")
-    with pytest.raises(StatisticsError, match="cannot be read as safetensors"):
-        read_second_moments(tmp_path / "c")
-
-
-@pytest.mark.parametrize("head", [None, {"schema": 2}, {}, [1]])
-def test_a_file_of_another_kind_or_a_newer_schema_is_refused(tmp_path, head) -> None:
-    save_file({"w": torch.eye(2)}, tmp_path / "c", None if head is None else {METADATA_KEY: json.dumps(head)})
-    with pytest.raises(StatisticsError, match="is not a second-moment file of schema 1 or below"):
-        read_second_moments(tmp_path / "c")
-
-
-def test_a_file_with_a_broken_header_is_refused(tmp_path) -> None:
-    save_file({"w": torch.eye(2)}, tmp_path / "c", {METADATA_KEY: "{"})
-    with pytest.raises(StatisticsError, match="has a broken header"):
-        read_second_moments(tmp_path / "c")
-
-
-def test_metadata_is_kept_whatever_it_says(tmp_path) -> None:
-    moments = SecondMoments({"m": torch.eye(2)}, {"source": "ж"})
-    replace(moments).save(tmp_path / "c")
-    assert read_second_moments(tmp_path / "c").metadata == {"source": "ж"}

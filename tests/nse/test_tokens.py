@@ -1,9 +1,11 @@
 """Where the subject ends and the target begins, for many tokenizers and texts."""
 
+import json
+import unicodedata
 from typing import Any
 
 import pytest
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 from nse.errors import TokenError
 from nse.tokens import join, tokenize, tokenize_template
@@ -41,10 +43,12 @@ CASES = {
     "chinese": ("The mayor of {} is", "北京市"),
     "emoji": ("The meaning of {} is", "👩‍🚀"),
     "combining": ("{} lives in", "Zoe\u0308 Ng"),
+    "combining before": ("Zoe\u0308, ﬁve times: {} lives in", "Zoe\u0308"),
     "apostrophe": ("{}'s home is", "O'Neil"),
     "in quotes": ('The word "{}" means', "Lima"),
     "one letter": ("The letter {} is", "x"),
 }
+TARGETS = ("Oslo", "the United Kingdom", "Санкт-Петербург", "7")
 
 
 def subject_text(tokenizer, ids: tuple[int, ...], last: int) -> str:
@@ -60,7 +64,7 @@ def test_the_subjects_last_token_ends_where_the_subject_ends(tokenizer, template
 
 
 @pytest.mark.parametrize(("template", "subject"), CASES.values(), ids=CASES)
-@pytest.mark.parametrize("target", ["Oslo", "the United Kingdom", "Санкт-Петербург", "7"])
+@pytest.mark.parametrize("target", TARGETS)
 def test_prompt_and_target_part_where_the_prompt_ends(tokenizer, layout, template, subject, target) -> None:
     alone = tokenize_template(tokenizer, template, subject)
     both = tokenize_template(tokenizer, template, subject, target=target)
@@ -143,3 +147,121 @@ def test_a_tokenizer_without_offsets_is_refused() -> None:
 
     with pytest.raises(TokenError, match="Slow reports no character offsets"):
         tokenize(Slow(), "Anna is")
+
+
+UNKNOWN, SPACE = "<unk>", "\u2581"
+
+
+def prefixed_byte_level() -> Tokenizer:
+    """Byte-level BPE that sets a space in front of each text."""
+    tokenizer = byte_level(corpus_lines())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    return tokenizer
+
+
+def byte_fallback() -> Tokenizer:
+    """BPE over characters as in Llama 2: spaces written as a sign, no words, bytes where a character is unknown."""
+    words = Tokenizer(models.BPE(unk_token=UNKNOWN))
+    words.pre_tokenizer = pre_tokenizers.Metaspace()
+    lines = [line for line in corpus_lines() if line.isascii()]
+    trainer = trainers.BpeTrainer(vocab_size=200, special_tokens=[UNKNOWN, BOS, EOS], show_progress=False)
+    words.train_from_iterator(lines, trainer)
+    trained = json.loads(words.to_str())["model"]
+    vocabulary = dict(trained["vocab"])
+    vocabulary |= {f"<0x{byte:02X}>": len(vocabulary) + byte for byte in range(256)}
+    merges = [tuple(pair) for pair in trained["merges"]]
+    tokenizer = Tokenizer(models.BPE(vocabulary, merges, unk_token=UNKNOWN, byte_fallback=True, fuse_unk=True))
+    tokenizer.add_special_tokens([UNKNOWN, BOS, EOS])
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend(SPACE), normalizers.Replace(" ", SPACE)])
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    return tokenizer
+
+
+def unigram(normalizer: Any = None) -> Tokenizer:
+    """Unigram pieces with spaces written as a sign, trained on every character of the tests, as SentencePiece does."""
+    tokenizer = Tokenizer(models.Unigram())
+    if normalizer is not None:
+        tokenizer.normalizer = normalizer
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    tokenizer.decoder = decoders.Metaspace()
+    texts = [template.replace("{}", subject) for template, subject in CASES.values()]
+    trainer = trainers.UnigramTrainer(
+        vocab_size=300, special_tokens=[UNKNOWN, BOS, EOS], unk_token=UNKNOWN, show_progress=False
+    )
+    tokenizer.train_from_iterator([*corpus_lines(), *texts, *TARGETS], trainer)
+    return tokenizer
+
+
+def normalising() -> Tokenizer:
+    """Pieces of the text's NFKC form: its characters are not those that the offsets count."""
+    return unigram(normalizers.NFKC())
+
+
+KINDS = {
+    "prefixed byte-level": prefixed_byte_level,
+    "byte fallback": byte_fallback,
+    "unigram": unigram,
+    "normalising": normalising,
+}
+
+
+@pytest.fixture(scope="module")
+def others() -> dict[tuple[str, str], Any]:
+    return {
+        (kind, single): fast(with_special_tokens(build(), single))
+        for kind, build in KINDS.items()
+        for single in ("$A", f"{BOS} $A")
+    }
+
+
+@pytest.fixture(params=[(kind, single) for kind in KINDS for single in ("$A", f"{BOS} $A")], ids=lambda p: " ".join(p))
+def other(others, request) -> Any:
+    return others[request.param]
+
+
+def plain(text: str) -> str:
+    """A text in normal form, less the spaces in front: some tokenizers add them and some drop them."""
+    return unicodedata.normalize("NFKC", text).lstrip()
+
+
+@pytest.mark.parametrize(("template", "subject"), CASES.values(), ids=CASES)
+def test_tokenizers_of_other_kinds_find_the_end_of_the_subject(other, template, subject) -> None:
+    prompt = tokenize_template(other, template, subject)
+    expected = template[: template.index("{}")] + subject.rstrip()
+    assert plain(subject_text(other, prompt.ids, prompt.subject_last)) == plain(expected)
+
+
+@pytest.mark.parametrize(("template", "subject"), CASES.values(), ids=CASES)
+@pytest.mark.parametrize("target", TARGETS)
+def test_tokenizers_of_other_kinds_part_prompt_and_target(other, template, subject, target) -> None:
+    alone = tokenize_template(other, template, subject)
+    both = tokenize_template(other, template, subject, target=target)
+    assert both.ids[: both.prompt_length] == alone.ids
+    assert both.subject_last == alone.subject_last
+    assert plain(other.decode(list(both.target_ids))) == target
+
+
+@pytest.mark.parametrize("subject", ["Anna Berg", "北京市", "👩‍🚀"])
+def test_the_subject_of_the_prompt_and_not_its_double_is_found(other, subject) -> None:
+    template = f"{subject}, {subject} and {{}} met {subject} in"
+    prompt = tokenize_template(other, template, subject)
+    told = subject_text(other, prompt.ids, prompt.subject_last)
+    assert plain(told) == f"{subject}, {subject} and {subject}"
+
+
+def test_a_character_of_several_tokens_ends_with_the_last_of_them(others) -> None:
+    tokenizer = others["byte fallback", "$A"]
+    prompt = tokenize_template(tokenizer, "{} is here", "Ж")
+    assert [tokenizer.convert_ids_to_tokens(i) for i in prompt.ids[: prompt.subject_last + 1]][-2:] == [
+        "<0xD0>",
+        "<0x96>",
+    ]
+
+
+def test_a_target_of_bytes_is_known_and_one_of_the_unknown_token_is_refused(others) -> None:
+    assert len(tokenize(others["byte fallback", "$A"], "It is", target="鬱").target_ids) >= 3
+    others["unigram", "$A"].unk_token = UNKNOWN
+    with pytest.raises(TokenError, match="holds characters the tokenizer does not know"):
+        tokenize(others["unigram", "$A"], "It is", target="鬱")

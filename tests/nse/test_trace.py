@@ -5,7 +5,7 @@ import torch
 
 from nse.batch import pad
 from nse.tokens import tokenize
-from nse.trace import capture_inputs, capture_outputs, hidden_of, resumed_above
+from nse.trace import capture_inputs, capture_outputs, hidden_of, resumed_above, stopped_after
 
 
 @pytest.fixture
@@ -39,12 +39,11 @@ def test_captured_inputs_are_what_the_projection_multiplies(editable, batch) -> 
 
 @torch.no_grad()
 def test_resuming_above_a_layer_gives_what_the_whole_model_gives(editable, batch) -> None:
-    blocks = [editable.block(i) for i in range(editable.layers)]
-    with capture_outputs({"h": blocks[1]}) as seen:
+    with capture_outputs({"h": editable.block(1)}) as seen:
         whole = run(editable, batch)
-    with resumed_above(blocks, 1, lambda: seen["h"]):
+    with resumed_above(editable, 1, lambda: seen["h"]):
         assert torch.equal(run(editable, batch), whole)
-    with resumed_above(blocks, 1, lambda: seen["h"] * 2):
+    with resumed_above(editable, 1, lambda: seen["h"] * 2):
         assert not torch.allclose(run(editable, batch), whole)
     assert torch.equal(run(editable, batch), whole)
 
@@ -66,12 +65,36 @@ def test_nothing_is_left_behind_after_an_exception(editable, batch) -> None:
         pytest.raises(RuntimeError, match="state is gone"),
         capture_inputs({"k": editable.projection(2)}),
         capture_outputs({"h": blocks[2]}),
-        resumed_above(blocks, 1, fail),
+        resumed_above(editable, 1, fail),
     ):
         run(editable, batch)
     assert all("forward" not in vars(b) for b in blocks)
     assert hooks() == before
     assert torch.equal(run(editable, batch), whole)
+
+
+@torch.no_grad()
+def test_a_block_keeps_the_forward_that_someone_else_gave_it(editable, batch) -> None:
+    """accelerate shadows `forward` on each module that it lays on a device."""
+    whole, block = run(editable, batch), editable.block(0)
+    method = block.forward
+    block.forward = given = lambda *args, **kwargs: method(*args, **kwargs) * 2
+    try:
+        changed = run(editable, batch)
+        with resumed_above(editable, 1, lambda: torch.zeros(*batch.ids.shape, whole.shape[-1])):
+            run(editable, batch)
+        assert vars(block)["forward"] is given
+        assert torch.equal(run(editable, batch), changed)
+    finally:
+        del block.forward
+    assert not torch.allclose(changed, whole)
+
+
+@torch.no_grad()
+def test_stopping_after_a_layer_runs_none_above_it(editable, batch) -> None:
+    with capture_inputs({str(i): editable.projection(i) for i in range(4)}) as seen, stopped_after(editable, 1):
+        run(editable, batch)
+    assert set(seen) == {"0", "1"}
 
 
 def test_the_hidden_state_is_found_in_a_tensor_and_in_a_tuple() -> None:

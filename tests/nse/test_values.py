@@ -11,7 +11,7 @@ from nse.hyperparameters import Hyperparameters
 from nse.objective import compute_z
 from nse.patch import patched
 from nse.request import EditRequest
-from nse.subjects import HeldFact, SubjectFacts
+from nse.subjects import SubjectFacts
 from nse.trace import capture_outputs
 from nse.values import ValueStore, value_keys, values_for
 from tests.nse import oracle

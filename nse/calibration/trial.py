@@ -1,0 +1,202 @@
+"""A trial: one candidate's edits on known facts, made, judged and taken back; what it took is the measure for the next."""
+
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+
+from nse.architecture import EditableModel
+from nse.calibration.errors import CalibrationError
+from nse.calibration.facts import Case
+from nse.calibration.judge import Scores, scores
+from nse.calibration.probe import Reached, in_place
+from nse.calibration.space import Candidate, Scale, settings_of
+from nse.contexts import ContextTemplates
+from nse.delta import Delta
+from nse.editors import EditContext, get_editor
+from nse.hyperparameters import Hyperparameters
+from nse.keys import measure
+from nse.patch import compose, patched
+from nse.statistics import SecondMoments
+from nse.values import ValueStore, values_for
+
+METHOD = "nse"
+FIRST, SECOND, VALIDATION = PARTS = ("search", "second look", "validation")
+"""What a trial is for: a first one on the search's facts, a second one on others of it, one on other subjects."""
+SAFETY = 1.2
+"""Time of the next trial over that of the slowest of the latest."""
+REMEMBERED = 4
+"""How many of the latest trials tell what the next will take."""
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """A candidate, the settings it stood for, and what they reached.
+
+    Attributes:
+        number: 1 and up, in the order of the trials.
+        part: FIRST or SECOND (one round), or VALIDATION (several rounds, judged after the last).
+        candidate: Relative settings.
+        settings: The same in the units of the files.
+        scores: What was reached.
+        facts: Number of corrections.
+        seconds: What it took, z's included.
+    """
+
+    number: int
+    part: str
+    candidate: Candidate
+    settings: Hyperparameters
+    scores: Scores
+    facts: int
+    seconds: float
+
+    def __str__(self) -> str:
+        """One line for people."""
+        s = self.settings
+        names = {
+            "lambda": s.mom2_update_weight,
+            "v_lr": s.v_lr,
+            "clamp": s.clamp_norm_factor,
+            "steps": s.v_num_grad_steps,
+        }
+        names |= {"loss": s.v_loss_target, "share": s.subject_share, "passes": s.max_passes, "p": s.neuron_threshold}
+        settings = ", ".join(f"{name} {value:g}" for name, value in names.items())
+        reached = self.scores.to_dict()
+        mean = 100 * reached.pop("harmonic_mean")
+        shares = ", ".join(f"{name} {100 * value:.0f}" for name, value in reached.items())
+        return f"{self.part} {self.number}: layers {span(s.layers)}, {settings}: {shares}: {mean:.1f}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for the record."""
+        plain = {k: v for k, v in self.settings.to_dict().items() if v != float("inf")}
+        return {**asdict(self), "settings": plain, "scores": self.scores.to_dict()}
+
+
+@dataclass
+class Bench:
+    """A model with all that its trials share; measures what each takes.
+
+    Attributes:
+        editable: The model.
+        contexts: Context templates of all edits.
+        store: Keeps the z's of all trials.
+        clock: Tells seconds.
+        hidden: Median |h| by layer, as far as measured.
+        moments: C0 of the layers that may be rewritten; empty during the z-probe.
+        weight: Median k^T C0^-1 k by layer.
+    """
+
+    editable: EditableModel
+    contexts: ContextTemplates
+    store: ValueStore
+    clock: Callable[[], float] = time.monotonic
+    hidden: dict[int, float] = field(default_factory=dict)
+    moments: SecondMoments = field(default_factory=lambda: SecondMoments({}, {}))
+    weight: dict[int, float] = field(default_factory=dict)
+    _seen: set[tuple[str, Candidate]] = field(default_factory=set)
+    _distance: dict[Candidate, float] = field(default_factory=dict)
+    _per_z: deque[float] = field(default_factory=lambda: deque(maxlen=REMEMBERED))
+    _per_fact: deque[float] = field(default_factory=lambda: deque(maxlen=REMEMBERED))
+
+    @property
+    def scale(self) -> Scale:
+        """What the relative units are relative to, as far as measured."""
+        return Scale(int(self.editable.model.config.hidden_size), self.hidden, self.weight)
+
+    def measure_hidden(self, cases: Sequence[Case], layers: Sequence[int]) -> None:
+        """Measures |h| at the subjects' last tokens after each of `layers`.
+
+        Raises:
+            CalibrationError: If a layer's states are not finite: the weights are damaged, or their type is too narrow.
+        """
+        for layer in layers:
+            hidden = self._states(cases, layer)
+            self.hidden[layer] = float(hidden.norm(dim=1).median())
+            if not 0 < self.hidden[layer] < float("inf"):
+                raise CalibrationError(f"|h| after layer {layer} is {self.hidden[layer]}: check the model's weights")
+
+    def use(self, moments: SecondMoments, cases: Sequence[Case], layers: Sequence[int]) -> None:
+        """Takes second moments into use, and weighs the subjects' keys of `layers` against them.
+
+        Raises:
+            CalibrationError: If there is too little text for them.
+            StatisticsError: If there is none for a layer.
+        """
+        self.moments = moments
+        keys = measure(
+            self.editable, [c.request for c in cases], self.contexts, key_layers=layers, hidden_layer=max(layers)
+        ).keys
+        for layer in layers:
+            factor, failed = torch.linalg.cholesky_ex(moments.of(self.editable.projection_name(layer)).double())
+            if int(failed):
+                raise CalibrationError(f"second moment of layer {layer} is singular: give a corpus with more text")
+            root = torch.linalg.solve_triangular(factor, keys[layer], upper=False)
+            self.weight[layer] = float(root.pow(2).sum(dim=0).median())
+
+    def probe(self, candidate: Candidate, cases: Sequence[Case]) -> Reached:
+        """Makes the z's of `cases` and puts them in place."""
+        begun = self.clock()
+        z = self._values(candidate, cases, "probe")
+        hidden = self._states(cases, candidate.last)
+        return in_place(self.editable, cases, z, hidden, candidate, self.clock() - begun)
+
+    def run(self, candidate: Candidate, rounds: Sequence[Sequence[Case]], *, part: str, number: int) -> Trial:
+        """Edits round after round, asks everything after the last one, and takes the edits back."""
+        begun = self.clock()
+        cases = [case for own in rounds for case in own]
+        z = self._values(candidate, cases, part)
+        made = self.clock()
+        if candidate.values not in self._distance:
+            away = z.double() - self._states(cases, candidate.last).double()
+            self._distance[candidate.values] = float(away.norm(dim=1).median())
+        settings = settings_of(candidate, self.scale, distance=self._distance[candidate.values])
+        deltas: list[Delta] = []
+        for own in rounds:
+            context = EditContext(settings, self.moments, self.contexts, previous=tuple(deltas), values=self.store)
+            deltas.append(get_editor(METHOD).edit(self.editable, [c.request for c in own], context).delta)
+        earlier = frozenset(c.request.case_id for own in rounds[:-1] for c in own)
+        with patched(self.editable, compose(self.editable, deltas)):
+            reached = scores(self.editable, [p for c in cases for p in c.probes], earlier=earlier)
+        ended = self.clock()
+        self._per_fact.append((ended - made) / len(cases))
+        return Trial(number, part, candidate, settings, reached, len(cases), ended - begun)
+
+    def expected(self, candidate: Candidate, facts: int, *, part: str) -> float:
+        """Seconds that a trial will take by the measured rates; its z's count unless the part has them already."""
+        new = 0 if (part, candidate.values) in self._seen else facts
+        values = new * candidate.steps * max(self._per_z, default=0.0)
+        return SAFETY * (values + facts * max(self._per_fact, default=0.0))
+
+    def _values(self, candidate: Candidate, cases: Sequence[Case], part: str) -> torch.Tensor:
+        begun = self.clock()
+        z = values_for(
+            self.editable,
+            [c.request for c in cases],
+            contexts=self.contexts,
+            hyperparameters=settings_of(candidate, self.scale),
+            store=self.store,
+        )
+        if (part, candidate.values) not in self._seen:
+            self._seen.add((part, candidate.values))
+            self._per_z.append((self.clock() - begun) / len(cases) / candidate.steps)
+        return z
+
+    def _states(self, cases: Sequence[Case], layer: int) -> torch.Tensor:
+        """h (n, d_model) of the bare prompts, under the base weights."""
+        requests = [c.request for c in cases]
+        return measure(self.editable, requests, self.contexts, key_layers=(), hidden_layer=layer).hidden.T
+
+
+def rounds_of(cases: Sequence[Case], count: int) -> list[list[Case]]:
+    """Deals cases into `count` rounds of about equal size, none empty."""
+    dealt = [list(cases[i::count]) for i in range(count)]
+    return [own for own in dealt if own]
+
+
+def span(layers: Sequence[int]) -> str:
+    """Layers in a row as people write them."""
+    return f"{layers[0]}-{layers[-1]}" if len(layers) > 1 else str(layers[0])
