@@ -27,8 +27,8 @@ COMMANDS = (
 for command in COMMANDS:
     app.command()(command)
 exports = typer.Typer(help="Take a version out of the workspace.", no_args_is_help=True)
-for command in (export.lora, export.merged):
-    exports.command()(command)
+exports.command()(export.lora)
+exports.command()(export.merged)
 app.add_typer(exports, name="export")
 
 

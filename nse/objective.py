@@ -117,11 +117,11 @@ def minimise(
     for _ in range(hp.v_num_grad_steps):
         optimizer.zero_grad()
         penalty = hp.v_weight_decay * delta.norm(dim=1) / norm**2
-        penalty.sum().backward()
+        torch.autograd.backward(penalty.sum())
         loss = penalty.detach().clone()
         for rows in batches:
             share = _shares(rows, rows.logits(editable, delta, hp.z_layer))
-            share.sum().backward()
+            torch.autograd.backward(share.sum())
             loss.index_add_(0, rows.subject[rows.row], share.detach())
         open_ = active & (loss >= hp.v_loss_target)
         if not bool(open_.any()):

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 import torch
 from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer
 
 from nse.architecture import EditableModel
 from nse.batch import pad
@@ -145,7 +146,7 @@ def rows_of(editable: EditableModel, texts: Sequence[Text], subjects: Sequence[i
         mask=torch.cat([slots >= 0, positions < batch.mask.sum(dim=1, keepdim=True)], dim=1).long(),
         positions=places,
         states=states.gather(1, places[:, :, None].expand(-1, -1, states.shape[-1])),
-        past=tuple((_at(layer.keys, slots), _at(layer.values, slots)) for layer in cache.layers),
+        past=tuple((_at(keys, slots), _at(values, slots)) for keys, values in _kept(cache)),
         subject=torch.tensor(subjects, device=device),
         row=torch.tensor([row for row, _ in scored], device=device),
         column=torch.tensor([at - texts[row].prompt.subject_last for row, at in scored], device=device),
@@ -158,6 +159,17 @@ def rows_of(editable: EditableModel, texts: Sequence[Text], subjects: Sequence[i
         nothing = torch.zeros(max(subjects) + 1, states.shape[-1], device=device)
         reference = found.logits(editable, nothing, z_layer)[found.kept].log_softmax(dim=-1)
         found = replace(found, reference=reference)
+    return found
+
+
+def _kept(cache: DynamicCache) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Keys and values (rows, heads, t, d) of every layer of a cache that a forward pass has filled."""
+    found = []
+    for layer in cache.layers:
+        assert isinstance(layer, DynamicLayer)
+        assert layer.keys is not None
+        assert layer.values is not None
+        found.append((layer.keys, layer.values))
     return found
 
 

@@ -140,7 +140,8 @@ class _Round:
 
     def _distances(self, state: Measurement) -> torch.Tensor:
         """|z - h| (n,) of every fact."""
-        return (self.z - state.hidden).norm(dim=0)
+        distances: torch.Tensor = torch.linalg.vector_norm(self.z - state.hidden, dim=0)
+        return distances
 
     def _written(self, within_bound: torch.Tensor) -> torch.Tensor:
         """Places of the requests below `upper_bound`, and of the companions of those."""

@@ -65,7 +65,7 @@ def test_an_unknown_model_is_refused(workspace: Workspace, tmp_path: Path, nse: 
     set_params(workspace, "model", "path", str(folder))
     found = nse("ask", "The capital of Alba is")
     assert found.code == 2
-    assert "model type 'bert' is unknown" in found.error
+    assert "model type 'bert' has no row in the table" in found.error
 
 
 def test_another_model_under_the_same_path_is_refused(workspace: Workspace, nse: Nse) -> None:
