@@ -68,10 +68,10 @@ def by_length(prompts: Sequence[TokenizedPrompt], *, tokens: int = TOKENS_PER_BA
 
 
 def halved(run: Callable[[Sequence[Item]], Sequence[Result]], items: Sequence[Item], *, what: str) -> list[Result]:
-    """Results of `run(items)`; where that does not fit in memory, of its halves, and theirs, down to one item at a time.
+    """Results of the items, in order; where a batch does not fit in memory, of its halves, and theirs, down to one item.
 
     Args:
-        run: Takes a batch, returns one result per item. It is called again with fewer items, so it must leave nothing behind.
+        run: Takes a batch, returns its results. It is called again with fewer items, so it must leave nothing behind.
         items: The batch.
         what: What the batch holds, in the plural, for messages.
 

@@ -46,7 +46,9 @@ class NSE:
 
     Deviation: a fact at or above `upper_bound` is reported as `skipped` and its key does not enter K_p; the published code
     drops it silently and keeps the key. Deviation: in the second and later passes the facts of the round that have already
-    converged count as earlier keys, so that writing the stragglers does not undo them. Option: with `subject_share` above 0 a
+    converged count as earlier keys, so that writing the stragglers does not undo them. Deviation: with `joint_values` (the
+    default) the corrections of one subject share a delta, and those of earlier rounds are written again with a new one, their
+    earlier keys left out of K_p; the published code lets the later take the earlier away. Option: with `subject_share` above 0 a
     key is measured on the subject alone as well, as ROME's equation 3 has it (docs/method.md has the effect).
 
     References:
