@@ -100,7 +100,9 @@ class Rows:
 
     def logits(self, editable: EditableModel, delta: torch.Tensor, z_layer: int) -> torch.Tensor:
         """Logits (m, vocabulary) float32 at the scored positions, with delta (subjects, d_model) in place."""
-        first = self.states[:, 0] + delta[self.subject].to(self.states.dtype)
+        # a product, as the gradient of an index is summed by several threads in any order, and two runs would differ
+        own = torch.nn.functional.one_hot(self.subject, len(delta)).to(delta.dtype) @ delta
+        first = self.states[:, 0] + own.to(self.states.dtype)
         given = torch.cat([first[:, None], self.states[:, 1:]], dim=1)
         cache = DynamicCache()
         for layer, (keys, values) in enumerate(self.past):
