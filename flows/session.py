@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING
 import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from flows.config import ModelParams
 from flows.errors import FlowError
 from flows.workspace import Workspace
 from ledger.records import ActiveDelta, Correction
 from nse.architecture import EditableModel, load_model
 from nse.delta import Delta
-from nse.description import architecture_of
+from nse.description import Architecture, architecture_of
 from nse.errors import ArchitectureError
 from nse.evaluation.run import OutcomeStore
 from nse.patch import compose, patched, version_digest
@@ -45,11 +46,10 @@ class Session:
             ArchitectureError: If it cannot be loaded.
         """
         params = self.workspace.params.model
-        described = params.architecture.model_dump() if params.architecture else None
         editable = load_model(
             self.workspace.model_path,
             dtype=getattr(torch, params.dtype),
-            architecture=architecture_of(described, where="params.yaml: model.architecture") if described else None,
+            architecture=described_architecture(params),
             device_map=params.device_map,
         )
         expected = params.digest
@@ -103,6 +103,12 @@ class Session:
         """Puts the weights of a version in force inside the block."""
         with self.with_deltas(self.deltas(active)) as editable:
             yield editable
+
+
+def described_architecture(params: ModelParams) -> Architecture | None:
+    """The architecture that params.yaml describes, if it does."""
+    described = params.architecture.model_dump() if params.architecture else None
+    return architecture_of(described, where="params.yaml: model.architecture") if described else None
 
 
 def request_of(correction: Correction) -> EditRequest:

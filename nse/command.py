@@ -16,7 +16,7 @@ from nse.batch import Progress, silent
 from nse.contexts import ContextTemplates, read_contexts, sample_contexts
 from nse.corpus import open_corpus
 from nse.delta import Delta, LayerDelta
-from nse.description import read_architecture
+from nse.description import Architecture, read_architecture
 from nse.editors import EditContext, EditResult, get_editor
 from nse.errors import NseError, RequestError
 from nse.fingerprint import file_digest, json_digest
@@ -141,6 +141,7 @@ def collect(
     output: Path,
     tokens: int | None = None,
     dtype: torch.dtype = torch.float32,
+    architecture: Architecture | None = None,
     progress: Progress = silent,
 ) -> dict[str, Any]:
     """Estimates second moments and writes them; returns their metadata and what to be wary of.
@@ -151,7 +152,7 @@ def collect(
         NseError: If the model or the corpus cannot be read, or a layer does not exist.
     """
     begun = time.perf_counter()
-    editable = load_model(model, dtype=dtype)
+    editable = load_model(model, dtype=dtype, architecture=architecture)
     partial = PartialFile(output.with_name(f"{output.name}.partial"))
     moments = collect_second_moments(editable, corpus, layers=layers, tokens=tokens, partial=partial, progress=progress)
     moments.save(output)

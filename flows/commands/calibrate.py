@@ -35,6 +35,7 @@ def calibrate(
 ) -> None:
     """Find hyper-parameters for a model by measuring on facts that it knows."""
     from flows.progress import shown
+    from flows.session import described_architecture
     from flows.workspace import open_workspace
     from nse.architecture import load_model
     from nse.calibration import CalibrationFiles
@@ -43,9 +44,10 @@ def calibrate(
     from nse.calibration.run import Extent
     from nse.calibration.trial import PARTS
 
+    described = None
     if model is None:
         opened = open_workspace(workspace)
-        model = opened.model_path
+        model, described = opened.model_path, described_architecture(opened.params.model)
         facts = facts or opened.path(opened.params.suite)
         corpus = corpus or opened.path(opened.params.corpus)
         contexts = contexts or opened.path(opened.params.method.contexts)
@@ -57,7 +59,7 @@ def calibrate(
     files = CalibrationFiles(facts, output, corpus, second_moment, contexts, plot, values)
     with shown(ERR) as progress:
         found = run(
-            load_model(model),
+            load_model(model, architecture=described),
             files,
             extent=extent,
             progress=progress,

@@ -111,20 +111,30 @@ def stats(
     import torch
 
     from flows.progress import shown
+    from flows.session import described_architecture
     from flows.workspace import open_workspace
     from nse.command import collect
     from nse.hyperparameters import read_hyperparameters
 
+    described = None
     if model is None or corpus is None or (layers is None and hparams is None):
         opened = open_workspace(workspace)
-        dtype = dtype or (opened.params.model.dtype if model is None else None)
+        if model is None:
+            dtype, described = dtype or opened.params.model.dtype, described_architecture(opened.params.model)
         model, corpus = model or opened.model_path, corpus or opened.path(opened.params.corpus)
         hparams = hparams or opened.path(opened.params.method.hparams)
     chosen = _layers(layers) if layers is not None or hparams is None else read_hyperparameters(hparams).settings.layers
     kind: torch.dtype = getattr(torch, dtype or "float32")
     with shown(ERR) as progress:
         found = collect(
-            model=model, corpus=corpus, layers=chosen, output=output, tokens=tokens, dtype=kind, progress=progress
+            model=model,
+            corpus=corpus,
+            layers=chosen,
+            output=output,
+            tokens=tokens,
+            dtype=kind,
+            architecture=described,
+            progress=progress,
         )
     if as_json:
         emit(found)
