@@ -1,6 +1,7 @@
 """Many corrections of few subjects: each fact of some people, and some of others', in random order, then everything asked again.
 
-Prints the published method's row beside ours with joint values and with held facts as well. Needs only `nse`:
+Prints the published method's row beside ours: with joint values, with held facts as well, and with the prompts' other tokens
+kept as well. All rows have the same settings otherwise. Needs only `nse`:
 
     python -m benchmarks.subjects --model MODEL --requests bios.json --corpus bios_corpus.txt --hparams benchmarks/bios_joint.yaml
 """
@@ -84,7 +85,7 @@ def scores(
 
 
 def main() -> None:
-    """Runs the stream three ways and reports."""
+    """Runs the stream in four ways and reports."""
     parser = argparse.ArgumentParser(description=__doc__)
     for name in ("model", "requests", "corpus", "hparams"):
         parser.add_argument(f"--{name}", type=Path, required=True)
@@ -93,12 +94,13 @@ def main() -> None:
     parser.add_argument("--full", type=int, default=25, help="people all of whose facts are corrected")
     parser.add_argument("--part", type=int, default=25, help="people two of whose facts are corrected")
     parser.add_argument("--batch", type=int, default=50)
+    parser.add_argument("--tokens", type=int, default=100_000, help="tokens of the corpus for C0; 20,000 are too few")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     editable, facts = load_model(options.model), read_requests(options.requests)
     settings: Hyperparameters = read_hyperparameters(options.hparams).settings
-    moments = collect_second_moments(editable, options.corpus, layers=settings.layers, tokens=20_000)
+    moments = collect_second_moments(editable, options.corpus, layers=settings.layers, tokens=options.tokens)
     contexts = read_contexts(options.contexts) if options.contexts else sample_contexts(editable, seed=options.seed)
     stream = stream_of(facts, full=options.full, part=options.part, seed=options.seed)
     known = [HeldFact(r.subject, r.prompt_template, r.target_true or "", r.relation) for r in facts]
@@ -106,10 +108,15 @@ def main() -> None:
     for name in ("", *COLUMNS, "seconds"):
         table.add_column(name, justify="right")
     rows = {}
-    ways = {"published": (False, ()), "joint": (True, ()), "joint, held": (True, known)}
-    for name, (joint, held) in ways.items():
+    bare = replace(settings, prompt_keys_weight=0.0)
+    ways: dict[str, tuple[Hyperparameters, Sequence[HeldFact]]] = {
+        "published": (replace(bare, joint_values=False), ()),
+        "joint": (bare, ()),
+        "joint, held": (bare, known),
+        "joint, held, prompts kept": (settings, known),
+    }
+    for name, (own, held) in ways.items():
         begun = time.perf_counter()
-        own = replace(settings, joint_values=joint)
         context = EditContext(own, moments, BARE if options.bare else contexts)
         deltas = edited(editable, stream, held, context, options.batch)
         seconds = time.perf_counter() - begun
@@ -118,7 +125,13 @@ def main() -> None:
     Console(width=120).print(table)
     if options.json:
         options.json.parent.mkdir(parents=True, exist_ok=True)
-        record = {"rows": rows, "settings": settings.to_dict(), "seed": options.seed, "model": editable.base_digest}
+        record = {
+            "rows": rows,
+            "settings": settings.to_dict(),
+            "seed": options.seed,
+            "tokens": options.tokens,
+            "model": editable.base_digest,
+        }
         options.json.write_text(json.dumps(record, indent=1), encoding="utf-8")
 
 

@@ -1,64 +1,122 @@
-"""Sets of active deltas without some of their corrections. What a set holds in force is the ledger's to say. No tensors."""
+"""Sets of active deltas without some of their corrections, and what has to be written again then. No tensors.
+
+What a set holds in force is the ledger's to say.
+"""
 
 from collections.abc import Collection, Sequence
 
 from ledger.records import ActiveDelta
 from ledger.status import ModelState
 
+Active = tuple[ActiveDelta, ...]
 
-def without(active: Sequence[ActiveDelta], dropped: Collection[str], state: ModelState) -> tuple[ActiveDelta, ...]:
+
+def without(active: Sequence[ActiveDelta], dropped: Collection[str], state: ModelState) -> Active:
     """The active deltas less some corrections; a delta of which nothing is left goes as a whole."""
     kept = []
     for delta in active:
-        out = state.contents[delta.sha256] & {*delta.dropped, *dropped}
-        if out != state.contents[delta.sha256]:
+        out = _held_by(state, delta.sha256) & {*delta.dropped, *dropped}
+        if out != _held_by(state, delta.sha256):
             kept.append(ActiveDelta(delta.sha256, delta.path, tuple(sorted(out))))
     return tuple(kept)
 
 
 def undone(
     now: Sequence[ActiveDelta], before: Sequence[ActiveDelta], after: Sequence[ActiveDelta], state: ModelState
-) -> tuple[ActiveDelta, ...]:
+) -> Active:
     """What is active now, less what led from `before` to `after`: columns it brought go, columns it dropped come back.
 
-    Deltas that come back stand where they stood: `before` keeps the ledger's order. A delta that it brought goes as a whole, with
-    what it wrote again of corrections that stay.
+    A delta that it brought goes as a whole, with what it wrote again of corrections that stay. The order is the ledger's: a delta
+    that comes back stands where it stood.
     """
-    old = {delta.sha256 for delta in before}
-    new = {delta.sha256 for delta in after} - old
+    if tuple(now) == tuple(after):
+        return tuple(before)
+    new = {delta.sha256 for delta in after} - {delta.sha256 for delta in before}
     brought = state.held(after) - state.held(before)
     taken = state.held(before) - state.held(after)
-    paths = {delta.sha256: delta.path for delta in (*before, *now)}
-    order = [delta.sha256 for delta in before]
-    order += [delta.sha256 for delta in now if delta.sha256 not in old | new]
     wanted = (state.held(now) - brought) | taken
     found = []
-    for sha256 in order:
-        if kept := state.contents[sha256] & wanted:
-            found.append(ActiveDelta(sha256, paths[sha256], tuple(sorted(state.contents[sha256] - kept))))
-    return tuple(found)
+    for sha256, path in {delta.sha256: delta.path for delta in (*before, *now)}.items():
+        kept = _held_by(state, sha256) & wanted
+        if kept and sha256 not in new:
+            found.append(ActiveDelta(sha256, path, tuple(sorted(_held_by(state, sha256) - kept))))
+    came = (change.sha256 for _, changeset in state.applied() for change in changeset.changes)
+    place = {sha256: number for number, sha256 in enumerate(dict.fromkeys(came))}
+    return tuple(sorted(found, key=lambda delta: place.get(delta.sha256, len(place))))
 
 
-def unsettled(before: Sequence[ActiveDelta], after: Sequence[ActiveDelta], state: ModelState) -> tuple[str, ...]:
-    """Corrections that stay in force but were written to a state that they shared with one that goes.
+def unsettled(
+    before: Sequence[ActiveDelta],
+    after: Sequence[ActiveDelta],
+    state: ModelState,
+    *,
+    known: Sequence[Sequence[ActiveDelta]] = (),
+) -> tuple[str, ...]:
+    """Corrections that are in force after a change, but were written to a state of their subject that the change takes away.
 
-    A round moves a subject from where the earlier rounds left it to where all its corrections hold. If one of them goes,
-    then what the same round and later ones wrote for the others no longer adds up; what earlier rounds wrote, does.
+    A round moves a subject from where the earlier rounds left it to where all its corrections hold. So what is left of a subject
+    adds up if it is what the first rounds wrote in a set that was in force; of every other subject all is written again.
+
+    Args:
+        before: The deltas in force.
+        after: Those that stay or come back.
+        state: What the ledger says.
+        known: Other sets that were in force once.
     """
-    gone, stays = state.held(before) - state.held(after), state.in_force(after)
-    place = {delta.sha256: i for i, delta in enumerate(before)}
-    first: dict[str, int] = {}
-    for delta in before:
-        for identity in gone & state.contents[delta.sha256]:
-            subject = _subject(state, identity)
-            first[subject] = min(first.get(subject, len(place)), place[delta.sha256])
+    sets = [_by_subject(active, state) for active in (before, *known)]
     moved = {
-        _subject(state, identity)
-        for delta in after
-        for identity in state.held([delta])
-        if place.get(delta.sha256, -1) >= first.get(_subject(state, identity), len(place))
+        subject
+        for subject, columns in _by_subject(after, state).items()
+        if not any(other.get(subject, [])[: len(columns)] == columns for other in sets)
     }
+    stays = state.in_force(after)
     return tuple(identity for identity in state.corrections if identity in stays and _subject(state, identity) in moved)
+
+
+def replayed(
+    before: Sequence[ActiveDelta],
+    after: Sequence[ActiveDelta],
+    state: ModelState,
+    *,
+    known: Sequence[Sequence[ActiveDelta]] = (),
+) -> tuple[Active, dict[str, list[str]]]:
+    """The deltas that stay as they are, and by the later ones the corrections that take a round each to be solved again.
+
+    What stays is the longest beginning that `after` shares with `before` or with another set that was in force once (`known`). Of
+    a correction that several later deltas hold, the first round writes it; one whose text was erased cannot be written again.
+    """
+    kept = max(_shared(after, other) for other in (before, *known))
+    order = {identity: place for place, identity in enumerate(state.corrections)}
+    rounds: dict[str, list[str]] = {}
+    written: set[str] = set()
+    for delta in after[kept:]:
+        again = {i for i in state.held([delta]) - written if not state.corrections[i].erased}
+        written |= again
+        if again:
+            rounds[delta.sha256] = sorted(again, key=order.__getitem__)
+    return tuple(after[:kept]), rounds
+
+
+def _shared(one: Sequence[ActiveDelta], other: Sequence[ActiveDelta]) -> int:
+    """How many deltas two sets begin with alike."""
+    alike = (a == b for a, b in zip(one, other, strict=False))
+    return next((place for place, same in enumerate(alike) if not same), min(len(one), len(other)))
+
+
+def _by_subject(active: Sequence[ActiveDelta], state: ModelState) -> dict[str, list[tuple[str, frozenset[str]]]]:
+    """Of each subject the columns in force: by delta, in order, the corrections that they belong to."""
+    found: dict[str, list[tuple[str, frozenset[str]]]] = {}
+    for delta in active:
+        own: dict[str, set[str]] = {}
+        for identity in state.held([delta]):
+            own.setdefault(_subject(state, identity), set()).add(identity)
+        for subject, held in own.items():
+            found.setdefault(subject, []).append((delta.sha256, frozenset(held)))
+    return found
+
+
+def _held_by(state: ModelState, sha256: str) -> frozenset[str]:
+    return state.contents.get(sha256, frozenset())
 
 
 def _subject(state: ModelState, identity: str) -> str:

@@ -6,10 +6,12 @@ from functools import partial
 from flows.errors import FlowError, Refused
 from flows.lock import writer
 from flows.plan import RunStep, call_directly
+from flows.reconcile import reconcile
 from flows.session import Session
+from ledger.decisions import check_applicable
 from ledger.records import Changeset, HeadMove
+from ledger.status import open_proposals
 from ledger.unit_of_work import UnitOfWork
-from ledger.views import changeset_status
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,19 +33,21 @@ def apply(session: Session, reference: str | None, *, by: str, run_step: RunStep
         run_step: Runs each step.
 
     Raises:
-        Refused: If it is not approved, is stale, or another `apply` was faster.
+        Refused: If nothing is approved, or another `apply` was faster.
+        DecisionRefused: If the changeset may not be applied: it lacks approvals, they expired, it is stale.
         FlowError: If it names nothing, or the weights are not those that were evaluated.
         ArtifactError: If the bytes of a delta are not those the ledger recorded.
         HeadMoved: If the head moves meanwhile.
     """
     workspace = session.workspace
     with workspace.ledger().read() as work:
-        changeset = work.changeset(reference) if reference else _approved(work, workspace.model)
-        if before := _move_of(work, changeset):
+        changeset = work.changeset(reference) if reference else _approved(work, workspace.model, workspace.now())
+        if before := work.move_of(changeset.id):
             return Applied(changeset, before, already=True)
     with writer(workspace, "apply", by):
+        run_step("reconcile", partial(reconcile, workspace))
         with workspace.ledger().read() as work:
-            if meanwhile := _move_of(work, changeset):
+            if meanwhile := work.move_of(changeset.id):
                 problem = (
                     f"{meanwhile.moved_by} applied changeset #{changeset.number} meanwhile, as v{meanwhile.position}"
                 )
@@ -55,25 +59,15 @@ def apply(session: Session, reference: str | None, *, by: str, run_step: RunStep
         return Applied(changeset, work.head(workspace.model), already=False)
 
 
-def check_decision(session: Session, changeset_id: str) -> str:
-    """Checks that the changeset may be applied; returns its status.
+def check_decision(session: Session, changeset_id: str) -> int:
+    """Checks that the changeset may be applied; returns how many approvals count.
 
     Raises:
-        Refused: If it is not approved, is stale or failed its gates.
+        DecisionRefused: If it may not; the line says what is missing.
     """
     workspace = session.workspace
     with workspace.ledger().read() as work:
-        changeset = work.changeset(changeset_id)
-        status = changeset_status(work, changeset)
-        approvals = [d for d in work.decisions(changeset.id) if d.verdict == "approve"]
-    name = f"changeset #{changeset.number}"
-    if status == "stale":
-        raise Refused(f"{name} is stale: the head moved since it was planned", "plan it again with `nse plan`")
-    if status in ("rejected", "gate-failed"):
-        raise Refused(f"{name} is {status}", "plan a new one")
-    if len(approvals) < workspace.params.approval.approvals or status != "approved":
-        raise Refused(f"{name} is not approved", f"another person runs `nse approve {changeset.number} --reason TEXT`")
-    return status
+        return len(check_applicable(work, work.changeset(changeset_id), at=workspace.now()).approvals)
 
 
 def check_weights(session: Session, changeset_id: str) -> str:
@@ -84,11 +78,12 @@ def check_weights(session: Session, changeset_id: str) -> str:
     """
     with session.workspace.ledger().read() as work:
         changeset = work.changeset(changeset_id)
+        active = work.candidate(changeset)
     name = f"changeset #{changeset.number}"
     if changeset.base_digest != session.editable.base_digest:
         problem = f"{name} is for base {changeset.base_digest[:12]}, the model is {session.editable.base_digest[:12]}"
         raise FlowError(problem, "restore that base model")
-    version = session.version(session.deltas(changeset.active))
+    version = session.version(session.deltas(active))
     if version != changeset.candidate_version:
         problem = f"{name} was evaluated as {changeset.candidate_version[:12]}, its deltas give {version[:12]}"
         raise FlowError(problem, "plan it again on this machine")
@@ -100,30 +95,30 @@ def move_head(session: Session, changeset_id: str, *, by: str) -> int:
 
     Raises:
         HeadMoved: If it is no longer where the changeset expects it.
+        DecisionRefused: If the changeset may not be applied any more.
     """
     workspace = session.workspace
     with workspace.ledger().read() as work:
         changeset, expected = work.changeset(changeset_id), work.head(workspace.model)
+    now = workspace.now()
     with workspace.ledger().begin() as work:
+        check_applicable(work, changeset, at=now)
         moved = work.move_head(
             workspace.model,
             expected=expected,
             version=changeset.candidate_version,
             changeset_id=changeset.id,
-            at=workspace.now(),
+            at=now,
             by=by,
         )
     return moved.position
 
 
-def _approved(work: UnitOfWork, model: str) -> Changeset:
-    found = [c for c in work.changesets(model) if changeset_status(work, c) == "approved"]
+def _approved(work: UnitOfWork, model: str, at: str) -> Changeset:
+    state = open_proposals(work, model)
+    found = [c for c in state.changesets.values() if state.status(c, at=at) == "approved"]
     if not found:
         raise Refused("no changeset is approved and waiting", "see `nse status`")
     if len(found) > 1:
         raise FlowError(f"changesets {', '.join(f'#{c.number}' for c in found)} are approved", "name the one to apply")
-    return found[0]
-
-
-def _move_of(work: UnitOfWork, changeset: Changeset) -> HeadMove | None:
-    return next((move for move in work.heads(changeset.model) if move.changeset_id == changeset.id), None)
+    return work.changeset(found[0].id)

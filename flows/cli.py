@@ -1,14 +1,28 @@
 """The command line `nse`. Exit codes: 0 good, 1 the answer is "no", 2 bad usage or input with a reason in one line."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import typer
 
-from flows.commands import calibrate, changesets, export, filing, history, place, tools
+from flows.commands import (
+    backup,
+    calibrate,
+    changesets,
+    erase,
+    export,
+    filing,
+    history,
+    keys,
+    place,
+    policy,
+    reconcile,
+    revert,
+    tools,
+)
 from flows.commands.output import ERR
 from flows.errors import FlowError
-from ledger.errors import DecisionRefused, HeadMoved, LedgerError
+from ledger.errors import DecisionRefused, ErasureRefused, HeadMoved, LedgerError
 from nse.errors import NseError
 
 app = typer.Typer(
@@ -20,16 +34,24 @@ app = typer.Typer(
 )
 COMMANDS = (
     *(place.init, filing.ingest, filing.values),
-    *(changesets.plan, changesets.show, changesets.approve, changesets.reject, changesets.apply, changesets.revert),
-    *(history.log, history.blame, history.diff, history.ask, place.status, place.verify),
+    *(changesets.plan, changesets.show, changesets.approve, changesets.reject, changesets.withdraw, changesets.apply),
+    *(revert.revert, erase.erase, history.log, history.blame, history.diff, history.ask, place.status),
+    *(history.approvals, history.pending, history.edited, history.touched),
+    *(place.verify, reconcile.reconcile, backup.backup, backup.restore),
     *(tools.evaluate, tools.edit, tools.stats, calibrate.calibrate, place.serve, place.demo),
 )
 for command in COMMANDS:
     app.command()(command)
-exports = typer.Typer(help="Take a version out of the workspace.", no_args_is_help=True)
-exports.command()(export.lora)
-exports.command()(export.merged)
-app.add_typer(exports, name="export")
+GROUPS: dict[str, tuple[str, dict[str, Callable[..., None]]]] = {
+    "export": ("Take a version out of the workspace.", {"lora": export.lora, "merged": export.merged}),
+    "keys": ("Signing keys of people.", {"create": keys.create, "list": keys.list_keys, "revoke": keys.revoke}),
+    "policy": ("How many people must approve what.", {"adopt": policy.adopt, "show": policy.show}),
+}
+for name, (about, members) in GROUPS.items():
+    group = typer.Typer(help=about, no_args_is_help=True)
+    for member, run in members.items():
+        group.command(member)(run)
+    app.add_typer(group, name=name)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -51,7 +73,7 @@ def exit_code(error: NseError | LedgerError | FlowError) -> int:
     """1 if the question was fine and the answer is no, 2 if the question or its input was not."""
     if isinstance(error, FlowError):
         return error.exit_code
-    return 1 if isinstance(error, DecisionRefused | HeadMoved) else 2
+    return 1 if isinstance(error, DecisionRefused | ErasureRefused | HeadMoved) else 2
 
 
 if __name__ == "__main__":

@@ -5,9 +5,10 @@ from typing import Annotated, Any, Literal
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from flows.errors import FlowError
+from ledger.policy import Auto, Policy, Rule, When
 
 PARAMS = "params.yaml"
 
@@ -67,10 +68,78 @@ class RoundParams(_Section):
     batch_size: int = Field(default=50, ge=1)
 
 
-class ApprovalParams(_Section):
-    """How many people must approve. The ledger of this release records one decision for a changeset."""
+class WhenParams(_Section):
+    """Which changesets a rule is about: those that meet every condition that is given, of which there is at least one."""
 
-    approvals: int = Field(default=1, ge=1, le=1)
+    relations: list[str] | None = None
+    kinds: list[Literal["edit", "revert"]] | None = None
+    min_corrections: int | None = Field(default=None, ge=1)
+    max_gate_margin: float | None = None
+
+    @model_validator(mode="after")
+    def _not_empty(self) -> "WhenParams":
+        if not any((self.relations, self.kinds, self.min_corrections, self.max_gate_margin is not None)):
+            raise ValueError("give relations, kinds, min_corrections or max_gate_margin")
+        return self
+
+
+class RuleParams(_Section):
+    """What such changesets need: so many approvals, of these people if any are named."""
+
+    when: WhenParams
+    approvals: int = Field(default=1, ge=1)
+    reviewers: list[str] | None = None
+
+
+class AutoParams(_Section):
+    """Which changesets the policy approves itself: those that keep every limit, and that no rule is about."""
+
+    max_corrections: int = Field(ge=1)
+    kinds: list[Literal["edit", "revert"]] = ["edit"]
+    relations: list[str] | None = None
+    min_gate_margin: float | None = None
+
+
+class ApprovalParams(_Section):
+    """Who must approve what. It counts from when a person adopts it: `nse init`, later `nse policy adopt`."""
+
+    approvals: int = Field(default=1, ge=1)
+    reviewers: list[str] | None = None
+    expires_days: int | None = Field(default=None, ge=1)
+    rules: list[RuleParams] | None = None
+    keys: Literal["first-use", "enrolled"] = "first-use"
+    auto: AutoParams | None = None
+
+    def policy(self) -> Policy:
+        """The section as the ledger's rules."""
+        return Policy(
+            approvals=self.approvals,
+            reviewers=tuple(self.reviewers or ()),
+            expires_days=self.expires_days,
+            rules=tuple(_rule(rule) for rule in self.rules or ()),
+            keys=self.keys,
+            auto=_auto(self.auto) if self.auto else None,
+        )
+
+
+def _rule(params: RuleParams) -> Rule:
+    when = params.when
+    about = When(
+        relations=tuple(when.relations or ()),
+        kinds=tuple(when.kinds or ()),
+        min_corrections=when.min_corrections,
+        max_gate_margin=when.max_gate_margin,
+    )
+    return Rule(about, params.approvals, tuple(params.reviewers or ()))
+
+
+def _auto(params: AutoParams) -> Auto:
+    return Auto(
+        max_corrections=params.max_corrections,
+        kinds=tuple(params.kinds),
+        relations=tuple(params.relations or ()),
+        min_gate_margin=params.min_gate_margin,
+    )
 
 
 class ScheduleParams(_Section):

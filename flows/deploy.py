@@ -16,11 +16,12 @@ from prefect.schedules import Cron
 from prefect.types.entrypoint import EntrypointType
 
 from flows.apply import apply
+from flows.dependencies import Mode
 from flows.ingest import ingest
 from flows.plan import run_round
 from flows.progress import Progress, lines
 from flows.report import report
-from flows.revert import Target, plan_revert
+from flows.revert import Query, Target, plan_revert
 from flows.rows import read_sources
 from flows.session import Session
 from flows.workspace import Workspace, open_workspace
@@ -83,12 +84,32 @@ def apply_flow(workspace: str, changeset: str, by: str) -> dict[str, Any]:
     return {"changeset": applied.changeset.number, "already": applied.already}
 
 
-@flow(name="nse revert", flow_run_name="revert {reference}{version}")
-def revert_flow(workspace: str, by: str, reason: str, reference: str = "", version: str = "") -> dict[str, Any]:
-    """Plans the revert of a correction, a changeset, or everything since a version."""
+@flow(name="nse revert", flow_run_name="revert {reference}{version}{source}{submitter}{since}{until}")
+def revert_flow(
+    workspace: str,
+    by: str,
+    reason: str,
+    reference: str = "",
+    version: str = "",
+    source: str = "",
+    submitter: str = "",
+    since: str = "",
+    until: str = "",
+    mode: Mode = "drop",
+) -> dict[str, Any]:
+    """Plans the revert of a correction, a changeset, everything since a version, or all from a source, a person or a time."""
     session = Session(open_workspace(Path(workspace)))
-    target = Target(reference or None, version or None)
-    changeset = plan_revert(session, target, by=by, reason=reason, run_step=as_task, progress=_logged())
+    query = Query(source or None, submitter or None, since or None, until or None)
+    changeset = plan_revert(
+        session,
+        Target(reference or None, version or None, query),
+        by=by,
+        reason=reason,
+        mode=mode,
+        run_step=as_task,
+        tell=lambda entailed: get_run_logger().info("; ".join(entailed.lines())),
+        progress=_logged(),
+    )
     _publish(session.workspace, changeset.number or 0)
     return {"changeset": changeset.number}
 

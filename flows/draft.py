@@ -5,7 +5,7 @@ A step that finds its own result here, from a run that was killed, does not do i
 
 import json
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +23,13 @@ class Plan:
         base_digest: The base model.
         before: The active deltas of the head, as plain values.
         after: The active deltas that stay, as plain values; a round adds its own.
-        corrections: Ids of what is to be written, in order.
+        rounds: Ids of what is to be written, in order, for each delta to be made; an edit makes one.
         retained: Ids of what has to stay.
         reverted: Ids of what goes out of force.
         provenance: Every other input.
+        parent: The changeset that led to the head it starts from; None for the base.
+        mode: How a revert goes about it: drop or replay.
+        superseded: Of what is to be written, ids that something else in force supersedes: the evaluation does not ask for them.
     """
 
     kind: str
@@ -34,10 +37,18 @@ class Plan:
     base_digest: str
     before: list[dict[str, Any]]
     after: list[dict[str, Any]]
-    corrections: list[str]
+    rounds: list[list[str]]
     retained: list[str]
     reverted: list[str]
     provenance: dict[str, str]
+    parent: str | None = None
+    mode: str | None = None
+    superseded: list[str] = field(default_factory=list)
+
+    @property
+    def corrections(self) -> list[str]:
+        """Ids of all that is to be written, in order."""
+        return [identity for written in self.rounds for identity in written]
 
     def digest(self) -> str:
         """Names the plan by everything in it."""
@@ -51,10 +62,9 @@ class Draft:
         """Names the folder; `plan` is the digest."""
         self.folder = workspace.state / "drafts" / plan
 
-    @property
-    def delta(self) -> Path:
-        """Where the delta is before it is stored."""
-        return self.folder / "delta.safetensors"
+    def delta(self, place: int) -> Path:
+        """Where the delta of a round of the plan is before it is stored."""
+        return self.folder / f"delta-{place}.safetensors"
 
     def has(self, name: str) -> bool:
         """Whether the part is there, whole."""

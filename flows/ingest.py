@@ -10,9 +10,10 @@ from transformers import PreTrainedTokenizerBase
 from flows.checks import Draft, problems
 from flows.rows import Row, Source, readable
 from flows.workspace import Workspace
-from ledger.records import Correction, Quarantined
+from ledger.errors import LedgerError
+from ledger.records import Correction, Quarantined, subject_key
+from ledger.status import correction_statuses, read_state
 from ledger.unit_of_work import UnitOfWork
-from ledger.views import correction_status
 
 SAME_FACT = "yes"
 """In the column `supersedes`: whatever is filed already for this subject and relation."""
@@ -65,10 +66,11 @@ def ingest(
     checked = [(source, row, filing.draft(row)) for source in sources for row in source.rows]
     found = [_problems(row, draft, tokenizer) for _, row, draft in checked]
     with workspace.ledger().begin() as work:
-        filing.begin(work)
+        filing.begin(work, {draft.subject for _, _, draft in checked})
         for (source, row, draft), wrong in zip(checked, found, strict=True):
             filing.file(source, row, draft, wrong)
-        status = correction_status(work, workspace.model)
+        state = read_state(work, workspace.model, subjects=[c.subject for c in filing.filed])
+    status = correction_statuses(state)
     new = filing.filed
     return IngestReport(
         filed=tuple(new),
@@ -93,9 +95,9 @@ class _Filing:
         self.quarantined: list[Quarantined] = []
         self.already_known = 0
 
-    def begin(self, work: UnitOfWork) -> None:
+    def begin(self, work: UnitOfWork, subjects: set[str]) -> None:
         self.work = work
-        self.known = work.corrections(self.model)
+        self.known = work.corrections(self.model, subjects=subjects)
 
     def draft(self, row: Row) -> Draft:
         cells = {f.name: row.cells.get(f.name, "") for f in fields(Draft)}
@@ -111,9 +113,10 @@ class _Filing:
             self._quarantine(source, row, wrong)
             return
         correction = self._correction(source, row, draft, supersedes)
-        if self.work.add_correction(correction):
-            self.filed.append(correction)
-            self.known.append(correction)
+        filed = self.work.add_correction(correction)
+        if filed.new and isinstance(filed.record, Correction):
+            self.filed.append(filed.record)
+            self.known.append(filed.record)
         else:
             self.already_known += 1
 
@@ -129,8 +132,9 @@ class _Filing:
             row_text=readable(row.text),
             quarantined_at=self.now,
         )
-        self.work.add_quarantined(record)
-        self.quarantined.append(record)
+        kept = self.work.add_quarantined(record).record
+        if isinstance(kept, Quarantined):
+            self.quarantined.append(kept)
 
     def _correction(self, source: Source, row: Row, draft: Draft, supersedes: str | None) -> Correction:
         day = draft.effective_date
@@ -151,13 +155,19 @@ class _Filing:
             line=row.line,
         )
 
+    def _named(self, prefix: str) -> str | None:
+        try:
+            named = self.work.correction(prefix)
+        except LedgerError:
+            return None  # nothing begins so, or several do
+        return named.id if named.model == self.model else None
+
     def _superseded(self, draft: Draft) -> str | None:
         """The id of the correction that a draft supersedes: one it names, or the latest other one about its fact."""
         prefix = draft.supersedes.lower()
         if prefix != SAME_FACT:
-            named = [c.id for c in self.known if len(prefix) >= 6 and c.id.startswith(prefix)]
-            return named[0] if len(named) == 1 else None
-        about = (draft.subject.casefold(), draft.relation or draft.prompt_template)
+            return self._named(prefix)
+        about = (subject_key(draft.subject), draft.relation or draft.prompt_template)
         others: list[str] = []
         for known in (c for c in self.known if c.fact == about):
             if others and known.supersedes in others and known.target_new == draft.target_new:

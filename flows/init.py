@@ -13,6 +13,7 @@ import torch
 import yaml
 
 from flows.config import PARAMS, ArchitectureParams, ModelParams, Params, read_params, write_params
+from flows.decide import adopt
 from flows.errors import FlowError
 from flows.git import commit, git, identity
 from flows.session import Session
@@ -263,5 +264,7 @@ def _stages(workspace: Workspace) -> Mapping[str, Any]:
 
 def _start(workspace: Workspace, digest: str) -> None:
     ledger = open_ledger(ledger_url(workspace.root), create=True)
+    person = workspace.person(None)
     with ledger.begin() as work:
-        work.start(workspace.model, digest, workspace.now(), workspace.person(None))
+        work.start(workspace.model, digest, workspace.now(), person)
+    adopt(workspace, by=person, first=True)

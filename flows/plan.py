@@ -3,17 +3,21 @@
 The plain path calls the steps one after another; the Prefect flows wrap each in a task (`flows.deploy`).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 
+from flows.decide import approve_by_policy
 from flows.draft import Draft, Plan, save_plan
 from flows.errors import FlowError, Refused
 from flows.evidence import Evidence, judge, provenance
 from flows.lock import writer
 from flows.progress import Progress, silent, under
+from flows.reconcile import reconcile
 from flows.session import Session, request_of
 from flows.workspace import Workspace
+from ledger.active import changes_between
 from ledger.records import ActiveDelta, CaseResult, Changeset, Correction
 from ledger.status import ModelState, correction_statuses, read_state
 from nse.contexts import read_contexts
@@ -65,21 +69,21 @@ class Round:
         workspace = self.workspace
         with workspace.ledger().read() as work:
             state = read_state(work, workspace.model)
-            head = work.head(workspace.model)
         chosen = _pending(state, workspace.params.round.batch_size)
         if not chosen:
             return None
         facts = {c.fact for c in chosen}
-        active = state.active(head)
+        active = state.active(state.head)
         in_force = state.in_force(active)
         kept = [c for i, c in state.corrections.items() if i in in_force and c.fact not in facts]
         plan = Plan(
             kind="edit",
-            parent_version=head.version,
+            parent=state.head.changeset_id,
+            parent_version=state.head.version,
             base_digest=workspace.params.model.digest,
             before=[delta.to_dict() for delta in active],
             after=[delta.to_dict() for delta in active],
-            corrections=[c.id for c in chosen],
+            rounds=[[c.id for c in chosen]],
             retained=[c.id for c in kept],
             reverted=[],
             provenance=provenance(workspace),
@@ -89,72 +93,77 @@ class Round:
     def failed_before(self, plan: str) -> int | None:
         """Number of the changeset of this very plan that failed its gates, if there is one."""
         with self.workspace.ledger().read() as work:
-            changesets = work.changesets(self.workspace.model)
-        return next((c.number for c in changesets if c.provenance.get("plan") == plan), None)
+            return work.planned(self.workspace.model, plan)
 
     def values(self, plan: str) -> int:
         """Computes the target states z that the cache lacks; returns how many corrections have theirs now."""
         wanted = self._plan(plan)
-        return compute_values(
-            self.session,
-            self._requests(wanted.corrections),
-            earlier=self._earlier(_active(wanted.after)),
-            progress=self.progress,
-        )
+        for place, corrections in enumerate(wanted.rounds):
+            requests, before = self._requests(corrections), [i for earlier in wanted.rounds[:place] for i in earlier]
+            earlier = earlier_requests(self.workspace, _active(wanted.after), requests, before)
+            compute_values(self.session, requests, earlier=earlier, progress=self.progress)
+        return len(wanted.corrections)
 
     def edit(self, plan: str) -> dict[str, str]:
-        """Writes the corrections on top of the head into a delta; returns the status of each."""
-        draft = Draft(self.workspace, plan)
-        if not draft.has("results"):
-            wanted, method = self._plan(plan), self.workspace.params.method
-            path, before = self.workspace.path, _active(wanted.after)
-            context = EditContext(
-                hyperparameters=read_hyperparameters(path(method.hparams)).settings,
-                second_moments=second_moments(self.session),
-                contexts=read_contexts(path(method.contexts)),
-                previous=self.session.deltas(before),
-                earlier=self._earlier(before),
-                held=held_facts(read_suite(path(self.workspace.params.suite))),
-                values=value_store(self.workspace),
-                factors=FactorStore(self.workspace.state / "factors"),
-                progress=under("edit", self.progress),
-            )
-            result = get_editor(method.name).edit(self.session.editable, self._requests(wanted.corrections), context)
-            result.delta.save(draft.delta)
-            names = ("case_id", "status", "residual_before", "residual_after")
-            draft.write("results", [{name: getattr(case, name) for name in names} for case in result.cases])
-        return {case["case_id"]: case["status"] for case in draft.read("results")}
+        """Writes the corrections on top of the head, a delta for each round; returns the status of each."""
+        draft, wanted = Draft(self.workspace, plan), self._plan(plan)
+        statuses: dict[str, str] = {}
+        for place, corrections in enumerate(wanted.rounds):
+            if not draft.has(f"results-{place}"):
+                self._edit(draft, wanted, place, corrections)
+            statuses |= {case["case_id"]: case["status"] for case in draft.read(f"results-{place}")}
+        return statuses
 
-    def writes(self, plan: str) -> bool:
-        """Whether the plan writes anything: a revert may only leave columns out."""
-        return bool(self._plan(plan).corrections)
+    def _edit(self, draft: Draft, wanted: Plan, place: int, corrections: list[str]) -> None:
+        method, path = self.workspace.params.method, self.workspace.path
+        requests, before = self._requests(corrections), _active(wanted.after)
+        done = [case for earlier in range(place) for case in draft.read(f"results-{earlier}")]
+        written = [case["case_id"] for case in done if case["status"] != "skipped"]
+        context = EditContext(
+            hyperparameters=read_hyperparameters(path(method.hparams)).settings,
+            second_moments=second_moments(self.session),
+            contexts=read_contexts(path(method.contexts)),
+            previous=(*self.session.deltas(before), *(Delta.load(draft.delta(i)) for i in range(place))),
+            earlier=earlier_requests(self.workspace, before, requests, written),
+            held=held_facts(read_suite(path(self.workspace.params.suite))),
+            values=value_store(self.workspace),
+            factors=FactorStore(self.workspace.state / "factors"),
+            progress=under("edit", self.progress),
+        )
+        result = get_editor(method.name).edit(self.session.editable, requests, context)
+        result.delta.save(draft.delta(place))
+        names = ("case_id", "status", "residual_before", "residual_after")
+        draft.write(f"results-{place}", [{name: getattr(case, name) for name in names} for case in result.cases])
 
     def evaluate(self, plan: str) -> str:
         """Runs the suite on head and candidate; returns the candidate's version."""
         draft = Draft(self.workspace, plan)
         if not draft.has("evidence"):
             wanted = self._plan(plan)
-            new = (Delta.load(draft.delta),) if wanted.corrections else ()
+            new = tuple(Delta.load(draft.delta(place)) for place in range(len(wanted.rounds)))
             evidence = judge(
                 self.session,
                 head=self.session.deltas(_active(wanted.before)),
                 candidate=(*self.session.deltas(_active(wanted.after)), *new),
-                requests=self._requests(wanted.corrections),
+                requests=self._requests([i for i in wanted.corrections if i not in wanted.superseded]),
                 retained=self._requests(wanted.retained),
                 progress=self.progress,
             )
             draft.write("evidence", evidence.to_json())
         return str(draft.read("evidence")["candidate_version"])
 
-    def store(self, plan: str) -> dict[str, str] | None:
-        """Puts the delta where it is safe; returns its path and SHA-256, or None if no correction was written."""
+    def store(self, plan: str) -> list[dict[str, str] | None]:
+        """Puts the deltas where they are safe; returns path and SHA-256 of each, None where no correction was written."""
         draft = Draft(self.workspace, plan)
-        if all(case["status"] == "skipped" for case in draft.read("results")):
+        return [self._store(draft, place) for place in range(len(self._plan(plan).rounds))]
+
+    def _store(self, draft: Draft, place: int) -> dict[str, str] | None:
+        if all(case["status"] == "skipped" for case in draft.read(f"results-{place}")):
             return None
-        stored = self.session.store.put(draft.delta, ARTIFACTS)
+        stored = self.session.store.put(draft.delta(place), ARTIFACTS)
         return {"path": stored.path, "sha256": stored.sha256}
 
-    def propose(self, plan: str, stored: dict[str, str] | None) -> int:
+    def propose(self, plan: str, stored: list[dict[str, str] | None]) -> int:
         """Writes the changeset with all its evidence to the ledger; returns its number.
 
         Raises:
@@ -162,33 +171,46 @@ class Round:
         """
         draft, wanted, model = Draft(self.workspace, plan), self._plan(plan), self.workspace.model
         evidence = Evidence.from_json(draft.read("evidence"))
-        results = draft.read("results") if draft.has("results") else []
-        new = (ActiveDelta(stored["sha256"], stored["path"]),) if stored else ()
+        new = tuple(ActiveDelta(delta["sha256"], delta["path"]) for delta in stored if delta)
         changeset = Changeset(
             model=model,
             kind="edit" if wanted.kind == "edit" else "revert",
+            mode="replay" if wanted.mode == "replay" else "drop" if wanted.mode == "drop" else None,
+            method=self.workspace.params.method.name,
+            parent=wanted.parent,
             parent_version=wanted.parent_version,
             candidate_version=evidence.candidate_version,
             base_digest=wanted.base_digest,
-            active=(*_active(wanted.after), *new),
+            plan_digest=plan,
+            changes=changes_between(_active(wanted.before), (*_active(wanted.after), *new)),
             results=tuple(
-                CaseResult(c["case_id"], c["status"], c["residual_before"], c["residual_after"]) for c in results
+                CaseResult(
+                    c["case_id"],
+                    c["status"],
+                    c["residual_before"],
+                    c["residual_after"],
+                    delta["sha256"] if delta and c["status"] != "skipped" else None,
+                )
+                for place, delta in enumerate(stored)
+                for c in draft.read(f"results-{place}")
             ),
             reverted=tuple(wanted.reverted),
             metrics=evidence.metrics,
             gates=evidence.gates,
             cases=evidence.cases,
-            provenance={**wanted.provenance, "plan": plan},
+            provenance=wanted.provenance,
             reason=self.reason or f"round of {len(wanted.corrections)} corrections",
             planned_by=self.by,
             planned_at=self.workspace.now(),
         )
         with self.workspace.ledger().begin() as work:
-            if work.head(model).version != wanted.parent_version:
+            if work.head(model).changeset_id != wanted.parent:
                 raise Refused(
                     "the head moved while the round was planned; nothing was proposed", "run `nse plan` again"
                 )
-            return work.add_changeset(changeset).number or 0
+            number = work.add_changeset(changeset).number or 0
+        approve_by_policy(self.workspace, number)
+        return number
 
     def _plan(self, plan: str) -> Plan:
         return Plan(**Draft(self.workspace, plan).read("plan"))
@@ -199,9 +221,6 @@ class Round:
 
     def _requests(self, ids: list[str]) -> list[EditRequest]:
         return [request_of(correction) for correction in self._corrections(ids)]
-
-    def _earlier(self, active: tuple[ActiveDelta, ...]) -> tuple[EditRequest, ...]:
-        return earlier_requests(self.workspace, active)
 
 
 def _pending(state: ModelState, most: int) -> list[Correction]:
@@ -238,12 +257,20 @@ def value_store(workspace: Workspace) -> ValueStore:
     return ValueStore(workspace.state / "values")
 
 
-def earlier_requests(workspace: Workspace, active: tuple[ActiveDelta, ...]) -> tuple[EditRequest, ...]:
-    """The requests of all corrections whose columns are in `active`, in the order of filing."""
+def earlier_requests(
+    workspace: Workspace,
+    active: tuple[ActiveDelta, ...],
+    requests: Sequence[EditRequest],
+    written: Collection[str] = (),
+) -> tuple[EditRequest, ...]:
+    """The requests of all corrections of the subjects of `requests` that are in the weights, in the order of filing.
+
+    These are the corrections whose columns are in `active`, and those that earlier rounds of the same plan have `written`.
+    """
     with workspace.ledger().read() as work:
-        state = read_state(work, workspace.model)
-    held = state.held(active)
-    return tuple(request_of(correction) for identity, correction in state.corrections.items() if identity in held)
+        state = read_state(work, workspace.model, subjects={request.subject for request in requests})
+    there = state.held(active) | set(written)
+    return tuple(request_of(correction) for identity, correction in state.corrections.items() if identity in there)
 
 
 def compute_values(
@@ -275,9 +302,9 @@ def compute_pending_values(session: Session, *, progress: Progress = silent) -> 
     if not pending:
         return 0
     with workspace.ledger().read() as work:
-        state, head = read_state(work, workspace.model), work.head(workspace.model)
-    earlier = earlier_requests(workspace, state.active(head))
-    return compute_values(session, [request_of(c) for c in pending], earlier=earlier, progress=progress)
+        active = work.active(workspace.model, work.head(workspace.model).position)
+    requests = [request_of(correction) for correction in pending]
+    return compute_values(session, requests, earlier=earlier_requests(workspace, active, requests), progress=progress)
 
 
 def pending_corrections(workspace: Workspace) -> list[Correction]:
@@ -294,6 +321,7 @@ def run_round(
     workspace = session.workspace
     steps = Round(session, by=by, reason=reason, progress=progress)
     with writer(workspace, "plan", by):
+        run_step("reconcile", partial(reconcile, workspace))
         plan = run_step("choose corrections", steps.choose)
         if plan is None:
             return Planned(None)

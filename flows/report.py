@@ -111,7 +111,7 @@ def _corrections(view: ChangesetView) -> str:
         rows = [
             (c.subject, c.relation or c.prompt_template, c.target_new, c.target_true or "") for c in view.corrections
         ]
-        return _table(("subject", "relation", "no longer", "before it"), rows) if rows else ""
+        return _table(("subject", "relation", "object", "before it"), rows) if rows else ""
     return _table(
         ("subject", "relation", "old", "new", "answer before", "answer after", "p(new)", "status"),
         (

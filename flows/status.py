@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from flows.workspace import Workspace
-from ledger.records import Changeset, HeadMove
-from ledger.status import ChangesetStatus, correction_statuses, read_state
+from ledger.records import HeadMove
+from ledger.status import ChangesetStatus, Proposal, correction_statuses, read_state
 
 WAITING = ("proposed", "approved", "gate-failed")
 
@@ -16,7 +16,7 @@ class Status:
     """The head, the changesets that wait for somebody, and the number of corrections by status."""
 
     head: HeadMove
-    waiting: tuple[tuple[Changeset, ChangesetStatus], ...]
+    waiting: tuple[tuple[Proposal, ChangesetStatus], ...]
     corrections: dict[str, int]
 
     def to_dict(self) -> dict[str, Any]:
@@ -31,7 +31,7 @@ class Status:
 def read_status(workspace: Workspace) -> Status:
     """Reads the state of a workspace from its ledger."""
     with workspace.ledger().read() as work:
-        head = work.head(workspace.model)
         state = read_state(work, workspace.model)
-    waiting = tuple((c, s) for c in state.changesets.values() if (s := state.status(c)) in WAITING)
-    return Status(head, waiting, dict(Counter(correction_statuses(state).values())))
+    now = workspace.now()
+    waiting = tuple((c, s) for c in state.changesets.values() if (s := state.status(c, at=now)) in WAITING)
+    return Status(state.head, waiting, dict(Counter(correction_statuses(state).values())))

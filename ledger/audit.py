@@ -1,168 +1,160 @@
-"""Proof that the ledger is what it was when it was written: every digest, rule, chain and artifact, checked again.
+"""Proof that the ledger is what it was when it was written: every digest, rule, chain, checkpoint and artifact, checked again.
 
-An audit reports every problem it finds and changes nothing. It cannot see that records were cut off the end, or that
-somebody rewrote a row and every digest that depends on it.
+An audit reports every problem it finds and changes nothing. That records were cut off the end, or that somebody rewrote rows
+with every digest above them, it sees only against a checkpoint from outside.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
-from sqlalchemy import select, text
+from sqlalchemy import select
+from sqlalchemy.exc import DBAPIError
 
 from ledger import tables
 from ledger.artifacts import ArtifactStore
-from ledger.errors import LedgerError
-from ledger.policy import reviewer_objections
-from ledger.records import Changeset, Correction, Decision, HeadMove, Identified, Quarantined, Shown
-from ledger.repository import TABLE_OF, select_records, select_rows
+from ledger.checkpoints import stated
+from ledger.erasing import purged
+from ledger.findings import RESTORE, Finding, Progress
+from ledger.integrity import Integrity
+from ledger.notes import Checkpoint, NoteError, VerifierKey
+from ledger.rules import broken_rules
+from ledger.triggers import trigger_problems
 from ledger.unit_of_work import Ledger, UnitOfWork
 
-T = TypeVar("T")
+__all__ = ["Finding", "check_artifacts", "check_records", "verify"]
 
-_RESTORE = "restore the ledger from a backup"
+_RESTORE_CHECKPOINT = "restore it: from Git, from the DVC remote, or from a backup of the ledger"
 _RESTORE_ARTIFACT = "delete the local file to have it pulled again, or restore the DVC remote from a backup"
 
 
-@dataclass(frozen=True, slots=True)
-class Finding(Shown):
-    """One thing that is wrong, where, and what to do."""
-
-    where: str
-    problem: str
-    advice: str
+def silent(_stage: str, _done: int, _total: int) -> None:
+    """The progress of those who do not want to see any."""
 
 
-def verify(ledger: Ledger, store: ArtifactStore) -> list[Finding]:
+def verify(
+    ledger: Ledger,
+    store: ArtifactStore,
+    *,
+    keys: Iterable[VerifierKey] = (),
+    checkpoints: Mapping[str, str] | None = None,
+    progress: Progress = silent,
+) -> list[Finding]:
     """Check everything; an empty list means that all is well.
 
-    - every row's digest, every record's identity, the numbering of records, every reference, the insert-only triggers;
-    - that each applied changeset was approved by somebody who may, with its gates passed;
+    - the insert-only triggers, the leaf of every record, the log and its nodes, every digest, salted hash and reference;
+    - that each applied changeset was approved by people who may, with its gates passed, and every decision signed;
     - that each model's heads are an unbroken chain from its base, and all changesets edit the same base;
-    - that every artifact a changeset names is here and on the remote, with the recorded bytes.
+    - that every checkpoint is one of this log;
+    - that every artifact a changeset names, unless it was purged, is here and on the remote, with the recorded bytes.
+
+    Args:
+        ledger: What to check.
+        store: Where its artifacts are.
+        keys: The keys that sign the log's checkpoints; without any, signatures on checkpoints are not checked.
+        checkpoints: Notes that were kept outside the ledger, by name.
+        progress: Told how far it is.
     """
-    findings: list[Finding] = []
     with ledger.read() as work:
-        driver: Any = work.connection.connection.driver_connection
-        driver.text_factory = lambda raw: raw.decode(errors="replace")  # a spoilt byte is a finding, not the end
-        for check in (_triggers, _rows, _numbering, _references):
-            findings += check(work)
-        changesets = _records(work, Changeset, findings)
-        corrections = {record.id: record for record in _records(work, Correction, findings)}
-        decisions = _records(work, Decision, findings)
-        for record in (*corrections.values(), *_records(work, Quarantined, findings), *changesets, *decisions):
-            findings += _identity(record)
-        heads = _records(work, HeadMove, findings)
-    by_id = {changeset.id: changeset for changeset in changesets}
-    findings += _head_chains(heads, by_id)
-    for move in heads:
-        if move.changeset_id in by_id:
-            findings += _approval(by_id[move.changeset_id], corrections, decisions)
-    findings += _bases(changesets)
-    artifacts = {(delta.path, delta.sha256): None for changeset in changesets for delta in changeset.active}
-    for path, sha256 in artifacts:
-        findings += [Finding(f"artifact {path}", problem, _RESTORE_ARTIFACT) for problem in store.check(path, sha256)]
+        findings = check_records(work, keys=keys, checkpoints=checkpoints, progress=progress)
+        artifacts = artifacts_of(work)
+    return findings + check_artifacts(artifacts, store, progress=progress)
+
+
+def check_records(
+    work: UnitOfWork,
+    *,
+    keys: Iterable[VerifierKey] = (),
+    checkpoints: Mapping[str, str] | None = None,
+    rules: bool = True,
+    progress: Progress = silent,
+) -> list[Finding]:
+    """Check all that is in the ledger's database, see `verify`; without `rules`, whether it was written and not whether it
+    should have been."""
+    connection = work.connection
+    if connection.dialect.name == "sqlite":
+        driver: Any = connection.connection.driver_connection
+        driver.text_factory = lambda raw: raw.decode(
+            errors="surrogateescape"
+        )  # a spoilt byte is a finding, not the end
+    findings = [
+        Finding(f"trigger {name}", f"it is {problem}", RESTORE)
+        for name, problem in trigger_problems(connection).items()
+    ]
+    notes = _checkpoints(work, checkpoints or {}, tuple(keys), findings)
+    integrity = Integrity(connection, roots_at={note.checkpoint.size for note in notes}, progress=progress)
+    integrity.check()
+    findings += integrity.findings
+    findings += _compared(notes, integrity)
+    if rules:
+        findings += broken_rules(work, progress)
     return findings
 
 
-def _triggers(work: UnitOfWork) -> Iterator[Finding]:
-    there = set(work.connection.scalars(text("SELECT name FROM sqlite_master WHERE type = 'trigger'")))
-    for table in tables.metadata.sorted_tables:
-        for what in ("update", "delete", "insert"):
-            if f"{table.name}_refuse_{what}" not in there:
-                yield Finding(f"table {table.name}", f"the trigger that refuses {what} is gone", _RESTORE)
+def artifacts_of(work: UnitOfWork) -> list[tuple[str, str]]:
+    """Return path and SHA-256 of every artifact that must be there: all that changesets name, less the purged."""
+    table = tables.changeset_change
+    gone = purged(work)
+    named = work.connection.execute(select(table.c.path, table.c.sha256).distinct().order_by(table.c.path))
+    # what is no path at all is said by its row
+    return [
+        (path, sha256) for path, sha256 in named if sha256 not in gone and isinstance(path, str) and "\0" not in path
+    ]
 
 
-def _rows(work: UnitOfWork) -> Iterator[Finding]:
-    for table in tables.metadata.sorted_tables:
-        for row in select_rows(work.connection, table):
-            if tables.row_digest(table, row) != row["row_digest"]:
-                name = tables.row_name(table, row)
-                yield Finding(name, "the row was changed: it does not match its digest", _RESTORE)
+def check_artifacts(
+    artifacts: Sequence[tuple[str, str]], store: ArtifactStore, *, progress: Progress = silent
+) -> list[Finding]:
+    """Check that artifacts, by path and SHA-256, are in the store with their bytes."""
+    findings = []
+    for done, (path, sha256) in enumerate(artifacts, 1):
+        findings += [Finding(f"artifact {path}", problem, _RESTORE_ARTIFACT) for problem in store.check(path, sha256)]
+        progress("artifacts", done, len(artifacts))
+    return findings
 
 
-def _numbering(work: UnitOfWork) -> Iterator[Finding]:
-    sequences: list[int] = []
-    for table in tables.RECORD_TABLES:
-        sequences += work.connection.scalars(select(table.c.sequence))
-    numbers = list(work.connection.scalars(select(tables.changeset.c.number)))
-    for name, found in (("record", sequences), ("changeset", numbers)):
-        wanted = range(1, len(found) + 1)
-        wrong = sorted(map(str, {*wanted} ^ {*found}))
-        if wrong or len({*found}) != len(found):
-            problem = (
-                f"the {name}s are not numbered 1 to {len(found)} ({', '.join(wrong)}): some were deleted or renumbered"
-            )
-            yield Finding(f"{name} numbers", problem, _RESTORE)
+@dataclass(frozen=True, slots=True)
+class _Note:
+    where: str
+    checkpoint: Checkpoint
 
 
-def _references(work: UnitOfWork) -> Iterator[Finding]:
-    for table in tables.metadata.sorted_tables:
-        for key in table.foreign_keys:
-            column = key.parent
-            known = select(key.column)
-            for row in select_rows(work.connection, table, column.is_not(None), column.not_in(known)):
-                problem = f"{column.name} names {row[column.name]}, which is not in {key.column.table.name}"
-                yield Finding(tables.row_name(table, row), problem, _RESTORE)
-
-
-def _records(work: UnitOfWork, kind: type[T], findings: list[Finding]) -> list[T]:
-    """Return the records that can be read at all; those that cannot are findings."""
-    table = TABLE_OF[kind]
-    records: list[T] = []
-    for row in select_rows(work.connection, table):
-        own = [column == row[column.name] for column in table.primary_key.columns]
+def _checkpoints(
+    work: UnitOfWork, outside: Mapping[str, str], keys: Sequence[VerifierKey], findings: list[Finding]
+) -> list[_Note]:
+    """Read the checkpoints of the ledger and those from outside; what is wrong with one by itself is a finding."""
+    table = tables.checkpoint
+    try:
+        kept = [tuple(row) for row in work.connection.execute(select(table).order_by(table.c.size))]
+    except DBAPIError as error:
+        kept = []
+        findings.append(Finding("table checkpoint", f"the database cannot read it: {error.orig}", RESTORE))
+    named = [(f"checkpoint {size}", size, note) for size, note in kept]
+    named += [(f"checkpoint file {name}", None, note) for name, note in outside.items()]
+    notes = []
+    for where, size, note in named:
         try:
-            records += select_records(work.connection, kind, *own)
-        except LedgerError as error:
-            findings.append(Finding(tables.row_name(table, row), error.problem, _RESTORE))
-    return records
+            checkpoint = stated(str(note), keys)
+        except NoteError as error:
+            findings.append(Finding(where, error.problem, _RESTORE_CHECKPOINT))
+            continue
+        if size is not None and checkpoint.size != size:
+            findings.append(Finding(where, f"it states the size {checkpoint.size}", RESTORE))
+        notes.append(_Note(where, checkpoint))
+    sizes = {size for size, _ in kept}
+    for note in notes:
+        if note.checkpoint.size not in sizes:
+            findings.append(Finding(note.where, "it was made of this log, and the ledger does not hold it", RESTORE))
+    return notes
 
 
-def _identity(record: Identified) -> Iterator[Finding]:
-    if record.id != record.digest():
-        where = f"{TABLE_OF[type(record)].name} {record.id}"
-        yield Finding(where, "the id is not the digest of the content: a part was changed, added or removed", _RESTORE)
-
-
-def _approval(changeset: Changeset, corrections: dict[str, Correction], decisions: list[Decision]) -> Iterator[Finding]:
-    where = f"changeset #{changeset.number} {changeset.id}"
-    advice = "it is in force against the rules: revert it"
-    about = [decision for decision in decisions if decision.changeset_id == changeset.id]
-    if {decision.verdict for decision in about} != {"approve"}:
-        yield Finding(where, "it was applied without an approval that stands", advice)
-    if not changeset.gate_passed:
-        yield Finding(where, "it was applied although a gate failed", advice)
-    submitters = {corrections[i].submitter for i in changeset.correction_ids if i in corrections}
-    for decision in about:
-        for objection in reviewer_objections(changeset, submitters, decision):
-            yield Finding(where, f"decision {decision.id[:12]}: {objection}", advice)
-
-
-def _head_chains(heads: list[HeadMove], changesets: dict[str, Changeset]) -> Iterator[Finding]:
-    chains: dict[str, list[HeadMove]] = {}
-    for move in heads:
-        chains.setdefault(move.model, []).append(move)
-    for chain in chains.values():
-        for place, move in enumerate(chain):
-            where = f"head_move {move.model} {move.position}"
-            if move.position != place:
-                yield Finding(where, f"it stands where position {place} belongs", _RESTORE)
-            if (move.changeset_id is None) != (place == 0):
-                yield Finding(where, "every head but the first must come from a changeset", _RESTORE)
-            changeset = changesets.get(move.changeset_id or "")
-            if changeset is None:
-                continue
-            if changeset.model != move.model or changeset.candidate_version != move.version:
-                yield Finding(where, f"changeset #{changeset.number} leads to another version", _RESTORE)
-            if place and changeset.parent_version != chain[place - 1].version:
-                yield Finding(where, f"changeset #{changeset.number} was not planned on the head before", _RESTORE)
-
-
-def _bases(changesets: list[Changeset]) -> Iterator[Finding]:
-    first: dict[str, Changeset] = {}
-    for changeset in changesets:
-        start = first.setdefault(changeset.model, changeset)
-        if changeset.base_digest != start.base_digest:
-            problem = f"its base is {changeset.base_digest[:12]}, that of #{start.number} is {start.base_digest[:12]}"
-            yield Finding(f"changeset #{changeset.number} {changeset.id}", problem, "plan it again on the right base")
+def _compared(notes: Iterable[_Note], integrity: Integrity) -> Iterator[Finding]:
+    """Compare checkpoints with the log."""
+    for note in notes:
+        size, root = note.checkpoint.size, note.checkpoint.root
+        if size > integrity.size:
+            problem = f"the log had {size} events then and has {integrity.size}: records were cut off its end"
+            yield Finding(note.where, problem, RESTORE)
+        elif integrity.roots.get(size) != root:
+            problem = f"the first {size} events of the log have another root now: the history was rewritten"
+            yield Finding(note.where, problem, RESTORE)

@@ -26,3 +26,7 @@ class DecisionRefused(LedgerError):
 
 class ArtifactError(LedgerError):
     """An artifact cannot be stored, is missing, or does not hold the bytes the ledger recorded."""
+
+
+class ErasureRefused(LedgerError):
+    """This text cannot be erased now."""

@@ -4,13 +4,14 @@ A record's identity is the SHA-256 of the canonical JSON of its content, so that
 knows nothing of databases (`tables`) and of what records mean together (`views`).
 """
 
+import copy
 import dataclasses
 import hashlib
 import json
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, TypeVar
 
 from ledger.errors import LedgerError
 
@@ -78,8 +79,8 @@ def _shown(value: Any) -> Any:
 class Identified(Shown):
     """A record named by the digest of its content.
 
-    Leave `id` out when you make one: it is filled in. A record read from the ledger carries the stored id, and
-    `id == digest()` is what `verify` checks.
+    Leave `id` out when you make one: it is filled in (of one with erasable text, once it is salted). A record read from
+    the ledger carries the stored id, and `id == digest()` is what `verify` checks.
     """
 
     __slots__ = ()
@@ -88,14 +89,64 @@ class Identified(Shown):
 
     def digest(self) -> str:
         """Recompute the identity from the content."""
+        return digest_of({type(self).__name__: self.content()})
+
+    def content(self) -> dict[str, Any]:
+        """Return what the identity is taken of."""
         fields = dataclasses.fields(self)  # type: ignore[arg-type]  # every subclass is a dataclass
-        content = {f.name: getattr(self, f.name) for f in fields if f.name not in self.beside_identity}
-        return digest_of({type(self).__name__: content})
+        return {f.name: getattr(self, f.name) for f in fields if f.name not in self.beside_identity}
 
     def __post_init__(self) -> None:
         """Fill in the identity."""
         if not self.id:
             object.__setattr__(self, "id", self.digest())
+
+
+class Erasable(Shown):
+    """A record some of whose text can be erased: what is digested, logged and signed holds a salted hash of it instead.
+
+    Leave `salt` and `text_hash` out when you make one; `salted` fills them in, the ledger does that when it records it.
+    After an erasure the texts read `ERASED` and the salt is empty, and the hash is still what it was.
+    """
+
+    __slots__ = ()
+    erasable: ClassVar[tuple[str, ...]] = ()
+    salt: str
+    text_hash: str
+
+    @property
+    def erased(self) -> bool:
+        """Whether the text is gone."""
+        return not self.salt and bool(self.text_hash)
+
+    def hash_text(self) -> str:
+        """Recompute the salted hash of the text."""
+        return digest_of({"Text": {"salt": self.salt, **{name: getattr(self, name) for name in self.erasable}}})
+
+    def salted(self: "E", salt: str) -> "E":
+        """Return the record with its text's hash under `salt` (32 hexadecimal digits), and its identity if it has one."""
+        found = copy.copy(self)
+        object.__setattr__(found, "salt", salt)
+        object.__setattr__(found, "text_hash", found.hash_text())
+        if isinstance(found, Identified):
+            object.__setattr__(found, "id", found.digest())
+        return found
+
+    def text_digest(self) -> str:
+        """Digest of content and text without the salt: equal for two rows that say the same. Erased with the text."""
+        assert isinstance(self, Identified)
+        content = {name: value for name, value in self.content().items() if name != "text_hash"}
+        return digest_of({"Said": {**content, **{name: getattr(self, name) for name in self.erasable}}})
+
+    def __post_init__(self) -> None:
+        """Fill in the identity of one that has its text's hash."""
+        if isinstance(self, Identified) and self.text_hash and not self.id:
+            object.__setattr__(self, "id", self.digest())
+
+
+E = TypeVar("E", bound=Erasable)
+ERASED = "[erased]"
+"""Stands where an erased text was."""
 
 
 def _make_floats(record: Any, names: Iterable[str]) -> None:
@@ -104,15 +155,25 @@ def _make_floats(record: Any, names: Iterable[str]) -> None:
         object.__setattr__(record, name, float(getattr(record, name)) + 0.0)
 
 
+def subject_key(subject: str) -> str:
+    """Return what two spellings of one subject share: letter case and runs of spaces do not matter."""
+    return " ".join(subject.split()).casefold()
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Correction(Identified):
+class Correction(Erasable, Identified):
     """What somebody asks for: this subject's relation has this object.
 
-    Its id leaves out when and from which file it came, so that the same row filed twice is the same correction.
+    Its id leaves out when and from which file it came. Which fact it is about, and why, can be erased.
     """
 
-    beside_identity: ClassVar[frozenset[str]] = frozenset({"id", "filed_at", "file_name", "line"})
+    erasable: ClassVar[tuple[str, ...]] = (
+        *("subject", "relation", "prompt_template", "target_new", "target_true", "source", "reason"),
+    )
+    beside_identity: ClassVar[frozenset[str]] = frozenset({"id", "salt", "filed_at", "file_name", "line", *erasable})
     id: str = ""
+    salt: str = ""
+    text_hash: str = ""
     model: str
     subject: str
     relation: str | None
@@ -131,15 +192,18 @@ class Correction(Identified):
     @property
     def fact(self) -> tuple[str, str]:
         """What it is about: two corrections of one fact with different targets cannot both hold."""
-        return self.subject.strip().casefold(), self.relation or self.prompt_template
+        return subject_key(self.subject), self.relation or self.prompt_template
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Quarantined(Identified):
-    """A row that could not be filed, with the place and the reason."""
+class Quarantined(Erasable, Identified):
+    """A row that could not be filed, with the place and the reason (which may quote the row)."""
 
-    beside_identity: ClassVar[frozenset[str]] = frozenset({"id", "file_name", "quarantined_at"})
+    erasable: ClassVar[tuple[str, ...]] = ("reason", "row_text")
+    beside_identity: ClassVar[frozenset[str]] = frozenset({"id", "salt", "file_name", "quarantined_at", *erasable})
     id: str = ""
+    salt: str = ""
+    text_hash: str = ""
     file_name: str
     file_digest: str
     line: int
@@ -156,6 +220,16 @@ class ActiveDelta(Shown):
     sha256: str
     path: str
     dropped: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class DeltaChange(Shown):
+    """What a changeset does to one delta: from then on it is in force less `dropped`, or not at all (`removed`)."""
+
+    sha256: str
+    path: str
+    dropped: tuple[str, ...] = ()
+    removed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,15 +274,21 @@ class Gate(Shown):
     value: float
     passed: bool
 
+    @property
+    def margin(self) -> float:
+        """By how much it passed, in the metric's own unit; negative when it failed."""
+        return self.value - self.bound if self.op == ">=" else self.bound - self.value
+
     def __post_init__(self) -> None:
         """Make value and bound floats."""
         _make_floats(self, ("bound", "value"))
 
 
 @dataclass(frozen=True, slots=True)
-class CaseRow(Shown):
-    """One prompt of the evaluation and what the model said."""
+class CaseRow(Erasable):
+    """One prompt of the evaluation and what the model said. `case_id` names a correction, or a case of the suite."""
 
+    erasable: ClassVar[tuple[str, ...]] = ("prompt", "expected", "generated")
     kind: str
     phase: Phase
     case_id: str
@@ -217,17 +297,52 @@ class CaseRow(Shown):
     probability: float
     generated: str
     passed: bool
+    salt: str = ""
+    text_hash: str = ""
 
     def __post_init__(self) -> None:
         """Make the probability a float."""
         _make_floats(self, ("probability",))
 
 
+Part = DeltaChange | CaseResult | Metric | Gate | CaseRow
+PARTS: dict[str, type] = {
+    "changes": DeltaChange,
+    "results": CaseResult,
+    "metrics": Metric,
+    "gates": Gate,
+    "cases": CaseRow,
+}
+"""The tuples of a changeset, by field name."""
+_DIGESTED = {
+    kind: tuple(f.name for f in dataclasses.fields(kind) if f.name not in (*getattr(kind, "erasable", ()), "salt"))
+    for kind in PARTS.values()
+}
+_encode = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False).encode
+
+
+def part_digest(part: Part) -> str:
+    """Return the SHA-256 of one part: of the JSON array of its class's name and its fields, in order, less what is erasable.
+
+    Floats are strings holding their `repr`, None is null.
+    """
+    kind = type(part)
+    values = [getattr(part, name) for name in _DIGESTED[kind]]
+    plain = [repr(value) if type(value) is float else value for value in values]
+    return hashlib.sha256(_encode([kind.__name__, *plain]).encode()).hexdigest()
+
+
+def parts_digest(digests: Iterable[str]) -> str:
+    """Return the digest of a tuple of parts: SHA-256 of the concatenated digests, in order."""
+    return hashlib.sha256("".join(digests).encode()).hexdigest()
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Changeset(Identified):
-    """A proposed set of active deltas, with all the evidence for it.
+    """A proposed change of the set of active deltas, with all the evidence for it.
 
-    `active` is the complete list in force if it is applied: weights = base + the sum of these, in this order.
+    `parent` is the changeset that led to the head it was planned on (None: the base), `changes` what it does to the
+    deltas in force there. Its identity covers every part, and so, through the parents, the whole set in force.
     `number` is given by the ledger, counts from 1, and is not part of the identity.
     """
 
@@ -236,10 +351,14 @@ class Changeset(Identified):
     number: int | None = None
     model: str
     kind: Literal["edit", "revert"]
+    mode: Literal["drop", "replay"] | None = None
+    method: str = "nse"
+    parent: str | None
     parent_version: str
     candidate_version: str
     base_digest: str
-    active: tuple[ActiveDelta, ...]
+    plan_digest: str = ""
+    changes: tuple[DeltaChange, ...]
     results: tuple[CaseResult, ...] = ()
     reverted: tuple[str, ...] = ()
     metrics: tuple[Metric, ...] = ()
@@ -260,17 +379,68 @@ class Changeset(Identified):
         """Every correction it touches: those edited or skipped, then those reverted."""
         return tuple(dict.fromkeys((*(result.correction_id for result in self.results), *self.reverted)))
 
+    def content(self) -> dict[str, Any]:
+        """Return what the identity is taken of: the fields, of each tuple of parts its digest."""
+        digests = {name: parts_digest(map(part_digest, getattr(self, name))) for name in PARTS}
+        return {**Identified.content(self), **digests}
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Decision(Identified):
-    """What a named person decided about a changeset, and why."""
+    """What a named person decided about a changeset, and why; or that a policy approved it (`policy_id`).
 
+    `signature` is over the decision's content (`statement`), by the key `key_id`.
+    """
+
+    beside_identity: ClassVar[frozenset[str]] = frozenset({"id", "signature"})
     id: str = ""
     changeset_id: str
-    verdict: Literal["approve", "reject"]
+    verdict: Literal["approve", "reject", "withdraw"]
     reviewer: str
     reason: str
     decided_at: str
+    policy_id: str | None = None
+    key_id: str | None = None
+    signature: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PolicyAdopted(Identified):
+    """The approval policy that a person put in force for a model, as canonical JSON, signed with that person's key."""
+
+    beside_identity: ClassVar[frozenset[str]] = frozenset({"id", "signature"})
+    id: str = ""
+    model: str
+    text: str
+    adopted_by: str
+    adopted_at: str
+    key_id: str | None = None
+    signature: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeyEvent(Identified):
+    """A signing key of a person was registered or revoked. `public_key` is the verifier key of `ledger.notes`."""
+
+    id: str = ""
+    action: Literal["register", "revoke"]
+    key_id: str
+    person: str
+    public_key: str
+    reason: str
+    at: str
+    by: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Erasure(Identified):
+    """The text of a correction or of a quarantined row (`ref`) was erased, on whose word and why."""
+
+    id: str = ""
+    ref: str
+    reason: str
+    erased_by: str
+    erased_at: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -285,4 +455,9 @@ class HeadMove(Shown):
     moved_by: str
 
 
-Record = Correction | Quarantined | Changeset | Decision | HeadMove
+Record = Correction | Quarantined | Changeset | Decision | HeadMove | KeyEvent | PolicyAdopted | Erasure
+
+
+def statement(record: Identified) -> bytes:
+    """Return the bytes that a signature of `record` is over: the canonical JSON of its content under its class's name."""
+    return canonical_json({type(record).__name__: record.content()}).encode()

@@ -27,12 +27,13 @@ def solve_update(
     neurons: torch.Tensor,
     mom2_update_weight: float,
     previous_keys_weight: float = 1.0,
+    kept: torch.Tensor | None = None,
     past: PastKeys | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Solves the normal equations of one layer's update on the chosen neurons.
 
     Delta W[:, S] = R A^T with A = (lambda C0[S, S] + w K_p[S] K_p[S]^T + K[S] K[S]^T)^-1 K[S], and zero elsewhere. It is a
-    sum of one rank-1 term per fact: column j of `left` and row j of `right` are fact j's.
+    sum of one rank-1 term per fact: column j of `left` and row j of `right` are fact j's. Columns of `kept` stand beside K_p.
 
     Where `past` is given, all neurons are chosen and it pays, C0's kept factor is used: no (d_mlp, d_mlp) matrix but that
     factor is then touched. Of C0 the lower triangle counts, on both ways.
@@ -45,6 +46,7 @@ def solve_update(
         neurons: S, ascending indices (s,).
         mom2_update_weight: lambda.
         previous_keys_weight: w, 1 in the paper.
+        kept: Further keys (d_mlp, s) where nothing shall change, each times the root of its weight; none in the paper.
         past: Further columns of K_p that a `FactorStore` of this C0 keeps in whitened coordinates.
 
     Returns:
@@ -61,25 +63,28 @@ def solve_update(
         raise StatisticsError(
             f"second moment is {tuple(second_moment.shape)}, keys need {(width, width)}: run `nse stats` for this model"
         )
-    k, p, weights = keys.double(), previous_keys.double(), (mom2_update_weight, previous_keys_weight)
+    k, weights = keys.double(), (mom2_update_weight, previous_keys_weight)
+    p = previous_keys.double() * previous_keys_weight**0.5
+    if kept is not None:
+        p = torch.cat([p, kept.to(p.device, torch.float64)], dim=1)
     if past is not None and len(neurons) == width and past.pays(p.shape[1], k.shape[1]):
         found = _checked(k, p, past, weights)
         if found is not None:
             return residual.double(), found
     if past is not None:
-        p = torch.cat([past.keys().to(p.device), p], dim=1)
+        p = torch.cat([past.keys().to(p.device) * previous_keys_weight**0.5, p], dim=1)
     right = torch.zeros(k.shape[1], width, dtype=torch.float64, device=k.device)
-    right[:, neurons] = _dense(k[neurons], p[neurons], second_moment, neurons, weights).T
+    right[:, neurons] = _dense(k[neurons], p[neurons], second_moment, neurons, mom2_update_weight).T
     return residual.double(), right
 
 
 def _dense(
-    k: torch.Tensor, p: torch.Tensor, second_moment: torch.Tensor, neurons: torch.Tensor, weights: tuple[float, float]
+    k: torch.Tensor, p: torch.Tensor, second_moment: torch.Tensor, neurons: torch.Tensor, weight: float
 ) -> torch.Tensor:
-    """A (s, n) by a factorisation of the whole system of the chosen neurons."""
+    """A (s, n) by a factorisation of the whole system of the chosen neurons, p times the roots of its weights."""
     chosen = second_moment if len(neurons) == len(second_moment) else second_moment[neurons][:, neurons]
     system = empty_symmetric(len(neurons), k.device).copy_(chosen)
-    system.mul_(weights[0]).addmm_(p, p.T, alpha=weights[1]).addmm_(k, k.T)
+    system.mul_(weight).addmm_(p, p.T).addmm_(k, k.T)
     return solved(cholesky(system), k)
 
 
@@ -105,9 +110,8 @@ def _woodbury(k: torch.Tensor, p: torch.Tensor, past: PastKeys, weights: tuple[f
     known = past.whitened()
     old, count = len(known.rows), len(known.rows) + p.shape[1] + k.shape[1]
     fresh = known.factor.whiten(torch.cat([p, k], dim=1).T.to(known.rows.device))  # (m' + n, d_mlp)
-    scale = torch.full((count,), weights[1] / weights[0], dtype=torch.float64, device=fresh.device)
-    scale[:old] *= past.kept.to(scale.device)
-    scale[count - k.shape[1] :] = 1 / weights[0]
+    scale = torch.full((count,), 1 / weights[0], dtype=torch.float64, device=fresh.device)
+    scale[:old] = past.kept.to(scale.device) * (weights[1] / weights[0])
     scale.sqrt_()
     system = empty_symmetric(count, fresh.device).zero_()
     start = 0
@@ -135,7 +139,7 @@ def _error(
     some, wanted = right.T @ sums.double(), k[rows] @ sums.double()  # (d_mlp, 4), (rows, 4)
     row = [torch.cat([c0[i, : i + 1], c0[i + 1 :, i]]) for i in rows.tolist()]
     left = weights[0] * (torch.stack(row).to(device, torch.float64) @ some)
-    left += weights[1] * (p[rows] @ (p.T @ some)) + k[rows] @ (k.T @ some)
+    left += p[rows] @ (p.T @ some) + k[rows] @ (k.T @ some)
     start = 0
     for block in past.blocks:
         kept = past.kept[start : start + len(block)]

@@ -1,4 +1,4 @@
-"""Commands about changesets: plan, show, approve, reject, apply, revert."""
+"""Commands about changesets: plan, show, approve, reject, withdraw, apply."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -50,7 +50,7 @@ def plan(
         ERR.print(
             f"note: nothing has changed since #{number} failed its gates: reject it, or change what fails", markup=False
         )
-    _proposed(opened, number, as_json=as_json)
+    proposed(opened, number, as_json=as_json)
 
 
 def show(
@@ -92,6 +92,17 @@ def reject(
     _decide(reference, "reject", reason, by, workspace=workspace, as_json=as_json)
 
 
+def withdraw(
+    reference: Annotated[str | None, typer.Argument(help="A changeset; default: the one that you approved.")] = None,
+    reason: ReasonOption = "",
+    by: ByOption = None,
+    workspace: WorkspaceOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Take back your approval of a changeset that is not applied yet, with a reason."""
+    _decide(reference, "withdraw", reason, by, workspace=workspace, as_json=as_json)
+
+
 def apply(
     reference: Annotated[str | None, typer.Argument(help="A changeset; default: the one that is approved.")] = None,
     by: ByOption = None,
@@ -127,44 +138,9 @@ def apply(
         say(f"changeset #{number} {done}: v{view.applied.position} ({view.applied.version[:12]})")
 
 
-def revert(
-    reference: Annotated[
-        str | None, typer.Argument(help="A changeset (#3) or a correction (digits of its id).")
-    ] = None,
-    to: Annotated[str | None, typer.Option("--to", help="Or go back to this version.")] = None,
-    reason: ReasonOption = "",
-    by: ByOption = None,
-    workspace: WorkspaceOption = None,
-    prefect: PrefectOption = False,
-    as_json: JsonOption = False,
-) -> None:
-    """Plan the revert of a correction, of a changeset, or of all since a version. It needs approval like any change."""
-    from flows.workspace import open_workspace
-
-    opened = open_workspace(workspace)
-    person = opened.person(by)
-    if prefect:
-        from flows.environment import prepare
-
-        prepare(opened.root)
-        from flows.deploy import revert_flow
-
-        number = revert_flow(str(opened.root), person, reason, reference or "", to or "")["changeset"]
-    else:
-        from flows.progress import shown
-        from flows.revert import Target, plan_revert
-        from flows.session import Session
-
-        with shown(ERR) as progress:
-            target = Target(reference, to)
-            changeset = plan_revert(Session(opened), target, by=person, reason=reason, progress=progress)
-        number = changeset.number
-    _proposed(opened, number, as_json=as_json)
-
-
 def _decide(
     reference: str | None,
-    verdict: Literal["approve", "reject"],
+    verdict: Literal["approve", "reject", "withdraw"],
     reason: str,
     by: str | None,
     *,
@@ -175,13 +151,18 @@ def _decide(
     from flows.workspace import open_workspace
 
     opened = open_workspace(workspace)
-    changeset, decision = decide(opened, reference, verdict, reviewer=opened.person(by), reason=reason)
+    made = decide(opened, reference, verdict, reviewer=opened.person(by), reason=reason)
+    for note in made.notes:
+        ERR.print(f"note: {note}", markup=False, soft_wrap=True)
+    number, standing = made.changeset.number, made.standing
     if as_json:
-        emit({"changeset": changeset.number, "decision": decision.to_dict()})
+        emit({"changeset": number, "decision": made.decision.to_dict(), "approved": standing.approved})
         return
-    say(f"changeset #{changeset.number}: {verdict} by {decision.reviewer}")
-    if verdict == "approve":
-        say(f"next: nse apply {changeset.number}")
+    say(f"changeset #{number}: {verdict} by {made.decision.reviewer}")
+    if standing.approved:
+        say(f"next: nse apply {number}")
+    elif made.missing:
+        say(f"changeset #{number} {made.missing}")
 
 
 def _view(opened: "Workspace", reference: str) -> "ChangesetView":
@@ -191,7 +172,7 @@ def _view(opened: "Workspace", reference: str) -> "ChangesetView":
         return views.show(work, reference)
 
 
-def _proposed(opened: "Workspace", number: int | None, *, as_json: bool) -> None:
+def proposed(opened: "Workspace", number: int | None, *, as_json: bool) -> None:
     """Prints a new proposal; exits with 1 if its gates failed."""
     view = _view(opened, f"#{number}")
     _print(view, as_json=as_json)
@@ -211,13 +192,14 @@ def _print(view: "ChangesetView", *, as_json: bool) -> None:
     say(f"changeset #{changeset.number} ({changeset.kind}, {view.status}): {changeset.reason}")
     say(f"planned by {changeset.planned_by} at {changeset.planned_at}, on {changeset.parent_version[:12]}")
     for decision in view.decisions:
-        say(f"{decision.verdict} by {decision.reviewer} at {decision.decided_at}: {decision.reason}")
+        by = decision.reviewer if decision.policy_id is None else "the policy, without a person"
+        say(f"{decision.verdict} by {by} at {decision.decided_at}: {decision.reason}")
     if found := beliefs(view):
         header = ("subject", "relation", "old", "new", "before", "after", "p(new)", "status")
         table("beliefs", header, [_belief_row(belief) for belief in found])
     elif view.corrections:
         out = [(c.id[:12], c.subject, c.relation or c.prompt_template, c.target_new) for c in view.corrections]
-        table("goes out of force", ("id", "subject", "relation", "object"), out)
+        table("goes out of or comes back in force", ("id", "subject", "relation", "object"), out)
     rows = [(name, _number(old), _number(new)) for name, old, new in metric_pairs(changeset.metrics)]
     table("metrics", ("metric", "head", "candidate"), rows)
     gates = [(g.name, _number(g.value), f"{g.op} {g.bound:g}", "yes" if g.passed else "NO") for g in changeset.gates]

@@ -17,6 +17,7 @@ from nse.keys import Measurement, measure
 from nse.neurons import select_neurons
 from nse.patch import compose, patched, rounded, summed
 from nse.postnorm import change_before_norm
+from nse.prompt_keys import around, prompt_keys
 from nse.request import EditRequest
 from nse.solve import solve_update
 from nse.subjects import companions, subject_key
@@ -49,7 +50,8 @@ class NSE:
     converged count as earlier keys, so that writing the stragglers does not undo them. Deviation: with `joint_values` (the
     default) the corrections of one subject share a delta, and those of earlier rounds are written again with a new one, their
     earlier keys left out of K_p; the published code lets the later take the earlier away. Option: with `subject_share` above 0 a
-    key is measured on the subject alone as well, as ROME's equation 3 has it (docs/method.md has the effect).
+    key is measured on the subject alone as well, as ROME's equation 3 has it (docs/method.md has the effect). Option: with
+    `prompt_keys_weight` above 0 the solve is also told to change nothing at the other tokens of the facts' prompts.
 
     References:
         arXiv 2410.04045, sections 3.1 (rewinding), 3.2 (neurons), 3.3 (multi-layer passes).
@@ -115,13 +117,14 @@ class _Round:
         before = self._distances(state)
         written = self._written(before < self.hp.upper_bound)
         past = {layer: self._past(layer, written) for layer in self.hp.layers}
+        kept = self._kept() if self.hp.prompt_keys_weight else {}
         open_, after = written, before
         for number in range(self.hp.max_passes):
             if open_.numel() == 0:
                 break
             converged = written[~torch.isin(written, open_)]
             for done, layer in enumerate(self.hp.layers):
-                self._write(layer, open_, converged, state, past[layer], len(self.hp.layers) - done)
+                self._write(layer, open_, converged, state, past[layer], kept.get(layer), len(self.hp.layers) - done)
                 state = self._measure()
                 self.context.progress(f"pass {number + 1}", done + 1, len(self.hp.layers))
             after = self._distances(state)
@@ -160,6 +163,7 @@ class _Round:
         converged: torch.Tensor,
         state: Measurement,
         past: PastKeys,
+        kept: torch.Tensor | None,
         layers_left: int,
     ) -> None:
         """Writes one layer's share of the residual of `facts` and puts the new weight in force; `converged` ones stay."""
@@ -173,6 +177,7 @@ class _Round:
                 residual,
                 second_moment=self.context.second_moments.of(self.editable.projection_name(layer)),
                 previous_keys=state.keys[layer][:, converged],
+                kept=kept,
                 past=past,
                 neurons=select_neurons(keys, threshold=self.hp.neuron_threshold),
                 mom2_update_weight=self.hp.mom2_update_weight,
@@ -207,6 +212,13 @@ class _Round:
         second_moment = self.context.second_moments.of(self.editable.projection_name(layer))
         blocks = [delta.layers[name].keys for delta in deltas]
         return self.context.factors.past(second_moment, blocks, torch.tensor(kept, dtype=torch.bool))
+
+    def _kept(self) -> dict[int, torch.Tensor]:
+        """Keys of the other tokens of all prompts in play, as they are before the round, times the root of their weight."""
+        with _timed(self.seconds, "keys"):
+            facts = around(self.facts, self.context.earlier, self.context.held)
+            found = prompt_keys(self.editable, facts, layers=self.hp.layers)
+        return {layer: keys * self.hp.prompt_keys_weight**0.5 for layer, keys in found.items()}
 
     def _delta(self, written: torch.Tensor, state: Measurement) -> Delta:
         requests = written[written < self.requested]

@@ -103,6 +103,8 @@ def template(model: Path, inputs: Path, tmp_path_factory: pytest.TempPathFactory
 def workspace(template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
     """A fresh workspace, which is also the current folder."""
     monkeypatch.delenv("NSE_LEDGER_URL", raising=False)
+    monkeypatch.delenv("NSE_KEY_PASSPHRASE", raising=False)
+    monkeypatch.setenv("NSE_KEYS", str(tmp_path / "keys"))
     shutil.copytree(template.parent, tmp_path / "place", symlinks=True)
     root = tmp_path / "place" / template.name
     monkeypatch.chdir(root)

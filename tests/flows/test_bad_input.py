@@ -91,7 +91,7 @@ def test_one_changed_byte_of_a_delta_stops_apply_and_is_found_by_verify(
     nse("ingest", corrections(("Alba", "Paris", "Rome")))
     planned = nse("plan", "--by", "Pia", "--json").json
     nse("approve", "1", "--by", "Rex", "--reason", "checked")
-    path = workspace.root / planned["changeset"]["active"][0]["path"]
+    path = workspace.root / planned["changeset"]["changes"][0]["path"]
     content = bytearray(path.read_bytes())
     content[-1] ^= 1
     path.unlink()

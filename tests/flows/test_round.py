@@ -48,7 +48,7 @@ def test_the_same_inputs_give_the_same_delta(workspace: Workspace, corrections: 
     shutil.copytree(workspace.root, twin, symlinks=True)
     first = nse("plan", "--by", "Pia", "--json").json["changeset"]
     second = nse("plan", "--by", "Pia", "--json", "--workspace", twin).json["changeset"]
-    assert first["active"] == second["active"]
+    assert first["changes"] == second["changes"]
     assert first["candidate_version"] == second["candidate_version"]
     assert first["provenance"] == second["provenance"]
     assert first["metrics"] == second["metrics"]
@@ -63,7 +63,7 @@ def test_values_computed_ahead_give_the_same_delta(
     assert nse("values", "--json").json == {"values": 1}
     ahead = nse("plan", "--by", "Pia", "--json").json["changeset"]
     at_night = nse("plan", "--by", "Pia", "--json", "--workspace", twin).json["changeset"]
-    assert ahead["active"] == at_night["active"]
+    assert ahead["changes"] == at_night["changes"]
 
 
 def test_a_round_takes_no_more_than_its_batch(workspace: Workspace, corrections: Callable[..., Path], nse: Nse) -> None:
@@ -83,7 +83,7 @@ def test_a_skipped_correction_is_reported_and_not_written(
     nse("ingest", corrections(("Alba", "Paris", "Rome")))
     changeset = nse("plan", "--by", "Pia", "--json").json["changeset"]
     assert [result["status"] for result in changeset["results"]] == ["skipped"]
-    assert changeset["active"] == []
+    assert changeset["changes"] == []
     assert changeset["candidate_version"] == changeset["parent_version"]
 
 
@@ -114,9 +114,11 @@ def test_nothing_is_proposed_when_the_head_moved_meanwhile(
     steps.edit(plan)
     steps.evaluate(plan)
     stored = steps.store(plan)
+    shutil.copytree(workspace.state / "drafts" / plan, workspace.root / "kept")
     nse("plan", "--by", "Pia")
     nse("approve", "1", "--by", "Rex", "--reason", "checked")
     nse("apply", "1", "--by", "Rex")
+    shutil.copytree(workspace.root / "kept", workspace.state / "drafts" / plan)  # reconciled away by the apply
     with pytest.raises(Refused, match="the head moved"):
         steps.propose(plan, stored)
     assert nse("verify").code == 0
@@ -143,7 +145,7 @@ def test_a_second_round_keeps_the_first_and_supersedes_what_it_says(
     nse("ingest", corrections(row, ("Cyra", "Accra", "Lima"), name="later.csv"))
     planned = run_round(Session(edited), by="Pia").changeset
     assert planned is not None
-    assert len(planned.active) == 2
+    assert len(planned.changes) == 1
     kept = {case.case_id for case in planned.cases if case.kind == "retention"}
     with edited.ledger().read() as work:
         borea = next(c.id for c in work.corrections("tiny") if c.subject == "Borea")

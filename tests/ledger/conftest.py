@@ -10,9 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from ledger import policy
+from ledger import decisions, persons
+from ledger.active import changes_between
 from ledger.artifacts import StoredArtifact
+from ledger.notes import VerifierKey, key_name
+from ledger.persons import Signer
 from ledger.records import (
     ActiveDelta,
     CaseResult,
@@ -25,8 +29,8 @@ from ledger.records import (
     Metric,
     Quarantined,
 )
+from ledger.status import correction_status
 from ledger.unit_of_work import Ledger, open_ledger
-from ledger.views import active_at, correction_status
 
 MODEL = "demo"
 
@@ -63,6 +67,7 @@ class Scenario:
     path: Path
     seconds: int = 0
     deltas: int = field(default=0)
+    signers: dict[str, Signer] = field(default_factory=dict)
 
     def now(self) -> str:
         self.seconds += 1
@@ -71,8 +76,9 @@ class Scenario:
     def file(self, subject: str = "Croatia", target: str = "euro", **changes: Any) -> Correction:
         correction = self.correction(subject, target, **changes)
         with self.ledger.begin() as work:
-            work.add_correction(correction)
-        return correction
+            filed = work.add_correction(correction).record
+        assert isinstance(filed, Correction)
+        return filed
 
     def correction(self, subject: str = "Croatia", target: str = "euro", **changes: Any) -> Correction:
         values: dict[str, Any] = {
@@ -94,18 +100,19 @@ class Scenario:
         """Build what the planner would: one new delta on top of the head, with evidence of every kind."""
         with self.ledger.read() as work:
             head = work.head(MODEL)
-            active = active_at(work, head)
+            active = work.active(MODEL, head.position)
         self.deltas += 1
         sha256 = hashlib.sha256(f"delta {self.deltas}".encode()).hexdigest()
         delta = ActiveDelta(sha256, f"artifacts/deltas/{sha256[:16]}.safetensors")
         values: dict[str, Any] = {
             "model": MODEL,
             "kind": "edit",
+            "parent": head.changeset_id,
             "parent_version": head.version,
             "candidate_version": hashlib.sha256(f"version {self.deltas}".encode()).hexdigest(),
             "base_digest": "ba5e" * 16,
-            "active": (*active, delta),
-            "results": tuple(CaseResult(c.id, "edited", 9.5, 0.25) for c in corrections),
+            "plan_digest": hashlib.sha256(f"plan {self.deltas}".encode()).hexdigest(),
+            "results": tuple(CaseResult(c.id, "edited", 9.5, 0.25, sha256) for c in corrections),
             "metrics": (Metric("efficacy", "head", 0.0), Metric("efficacy", "candidate", 1.0)),
             "gates": (Gate("efficacy", ">=", 0.9, 1.0, True),),
             "cases": tuple(
@@ -117,20 +124,34 @@ class Scenario:
             "planned_by": "nse plan",
             "planned_at": self.now(),
         }
-        return Changeset(**{**values, **changes})
+        after = changes.pop("active", (*active, delta))  # what shall be in force; by default what is, and a new delta
+        return Changeset(**{**values, "changes": changes_between(active, after), **changes})
 
     def propose(self, *corrections: Correction, **changes: Any) -> Changeset:
         changeset = self.changeset(*corrections, **changes)
         with self.ledger.begin() as work:
             return work.add_changeset(changeset)
 
+    def signer_of(self, person: str) -> Signer:
+        """The person's key, in memory; made and registered when it is first asked for."""
+        if person not in self.signers:
+            private = Ed25519PrivateKey.generate()
+            key = VerifierKey(key_name(person or "nobody"), private.public_key().public_bytes_raw())
+            self.signers[person] = Signer(key, private)
+            if person.strip():
+                with self.ledger.begin() as work:
+                    persons.register(work, key, person=person, by=person, reason="first use", at=self.now())
+        return self.signers[person]
+
     def approve(self, changeset: Changeset, reviewer: str = "bruno", reason: str = "checked") -> Decision:
+        signer = self.signer_of(reviewer)
         with self.ledger.begin() as work:
-            return policy.approve(work, changeset, reviewer=reviewer, reason=reason, at=self.now())
+            return decisions.approve(work, changeset, reviewer=reviewer, reason=reason, at=self.now(), signer=signer)
 
     def reject(self, changeset: Changeset, reviewer: str = "bruno", reason: str = "wrong") -> Decision:
+        signer = self.signer_of(reviewer)
         with self.ledger.begin() as work:
-            return policy.reject(work, changeset, reviewer=reviewer, reason=reason, at=self.now())
+            return decisions.reject(work, changeset, reviewer=reviewer, reason=reason, at=self.now(), signer=signer)
 
     def apply(self, changeset: Changeset) -> HeadMove:
         with self.ledger.begin() as work:
@@ -153,7 +174,7 @@ class Scenario:
     def revert(self, *corrections: Correction) -> Changeset:
         """Write a changeset that drops corrections' columns and changes nothing else."""
         with self.ledger.read() as work:
-            active = active_at(work, work.head(MODEL))
+            active = work.active(MODEL, work.head(MODEL).position)
         gone = tuple(correction.id for correction in corrections)
         kept = tuple(ActiveDelta(d.sha256, d.path, (*d.dropped, *gone)) for d in active)
         return self.write(kind="revert", active=kept, reverted=gone)
@@ -173,8 +194,9 @@ class Scenario:
             quarantined_at=self.now(),
         )
         with self.ledger.begin() as work:
-            work.add_quarantined(row)
-        return row
+            kept = work.add_quarantined(row).record
+        assert isinstance(kept, Quarantined)
+        return kept
 
 
 @pytest.fixture

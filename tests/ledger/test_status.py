@@ -4,8 +4,8 @@ from dataclasses import replace
 
 import pytest
 
-from ledger.records import ActiveDelta, CaseResult, Gate
-from ledger.views import active_at, changeset_status, delta_contents
+from ledger.records import ActiveDelta, CaseResult, Changeset, Gate
+from ledger.status import changeset_status, read_state
 
 MODEL = "demo"
 FAILED = Gate("specificity", ">=", 0.9, 0.5, False)
@@ -14,6 +14,12 @@ FAILED = Gate("specificity", ">=", 0.9, 0.5, False)
 def changeset_status_of(scenario, changeset) -> str:
     with scenario.ledger.read() as work:
         return changeset_status(work, changeset)
+
+
+def led_to(scenario, changeset: Changeset) -> tuple[ActiveDelta, ...]:
+    """The deltas in force after a changeset."""
+    with scenario.ledger.read() as work:
+        return work.candidate(changeset)
 
 
 def test_a_correction_is_pending_then_proposed_then_active_then_reverted(scenario) -> None:
@@ -33,7 +39,7 @@ def test_a_revert_of_a_revert_makes_a_correction_active_again(scenario) -> None:
     correction = scenario.file()
     written = scenario.write(correction)
     scenario.revert(correction)
-    scenario.write(kind="revert", active=written.active)
+    scenario.write(kind="revert", active=led_to(scenario, written))
     assert scenario.status(correction) == "active"
 
 
@@ -41,7 +47,7 @@ def test_a_delta_left_out_takes_its_corrections_out_of_force(scenario) -> None:
     one, two = scenario.file(), scenario.file("Bulgaria", "lev")
     first = scenario.write(one)
     scenario.write(two)
-    scenario.write(kind="revert", active=first.active, reverted=(two.id,))
+    scenario.write(kind="revert", active=led_to(scenario, first), reverted=(two.id,))
     assert [scenario.status(one), scenario.status(two)] == ["active", "reverted"]
 
 
@@ -54,8 +60,9 @@ def test_a_replay_keeps_in_force_what_it_solved_again(scenario) -> None:
     scenario.write(kind="revert", active=deltas, results=results, reverted=(one.id,))
     assert [scenario.status(correction) for correction in (one, two, three)] == ["reverted", "active", "skipped"]
     with scenario.ledger.read() as work:
-        assert delta_contents(work, MODEL)[deltas[0].sha256] == {two.id}
-        assert active_at(work, work.head(MODEL)) == deltas
+        state = read_state(work, MODEL)
+        assert state.contents[deltas[0].sha256] == {two.id}
+        assert state.active(state.head) == work.active(MODEL, 4) == deltas
 
 
 def test_a_rejected_correction_stays_rejected(scenario) -> None:
@@ -66,8 +73,8 @@ def test_a_rejected_correction_stays_rejected(scenario) -> None:
 
 def test_a_correction_the_editor_skipped_is_skipped_once_its_changeset_is_applied(scenario) -> None:
     one, two = scenario.file(), scenario.file("Bulgaria", "lev")
-    results = (CaseResult(one.id, "edited", 9, 1), CaseResult(two.id, "skipped", 99, 99))
-    changeset = scenario.propose(results=results)
+    results = (CaseResult(one.id, "edited", 9, 1, "d1" * 32), CaseResult(two.id, "skipped", 99, 99))
+    changeset = scenario.propose(results=results, active=(ActiveDelta("d1" * 32, "one"),))
     assert [scenario.status(one), scenario.status(two)] == ["proposed", "proposed"]
     scenario.approve(changeset)
     scenario.apply(changeset)
@@ -76,7 +83,8 @@ def test_a_correction_the_editor_skipped_is_skipped_once_its_changeset_is_applie
 
 def test_an_unconverged_correction_is_in_force(scenario) -> None:
     correction = scenario.file()
-    scenario.write(results=(CaseResult(correction.id, "unconverged", 9, 8),))
+    results = (CaseResult(correction.id, "unconverged", 9, 8, "d1" * 32),)
+    scenario.write(results=results, active=(ActiveDelta("d1" * 32, "one"),))
     assert scenario.status(correction) == "active"
 
 

@@ -5,23 +5,16 @@ import json
 import pytest
 
 from ledger.errors import LedgerError
-from ledger.views import blame, diff, log, resolve_version, show
+from ledger.records import ActiveDelta, Changeset, Erasure
+from ledger.views import blame, diff, moment, resolve_version, show
 
 MODEL = "demo"
 
 
-def test_the_log_tells_everything_in_order(scenario) -> None:
-    correction = scenario.file()
-    scenario.quarantine()
-    scenario.file(model="another")
-    changeset = scenario.write(correction)
+def led_to(scenario, changeset: Changeset) -> tuple[ActiveDelta, ...]:
+    """The deltas in force after a changeset."""
     with scenario.ledger.read() as work:
-        events = log(work, MODEL)
-    assert [event.kind for event in events] == ["started", "filed", "quarantined", "planned", "decided", "applied"]
-    assert [event.at for event in events] == sorted(event.at for event in events)
-    assert [event.by for event in events][3:] == ["nse plan", "bruno", "nse apply"]
-    assert [event.ref for event in events][3:] == ["#1", "#1", "v1"]
-    assert events[-1].text == f"changeset #1 leads to {changeset.candidate_version[:12]}"
+        return work.candidate(changeset)
 
 
 def test_show_tells_all_about_a_changeset(scenario) -> None:
@@ -74,10 +67,54 @@ def test_diff_tells_what_came_in_force_and_what_went(scenario) -> None:
         back = diff(work, MODEL, "v2", "head")
         nothing = diff(work, MODEL, "head", work.head(MODEL))
     assert (forward.came_in_force, forward.went_out_of_force) == ((one, two), ())
-    assert (forward.deltas_added, forward.deltas_removed) == ((*first.active, second.active[1]), ())
+    old, new = led_to(scenario, second), led_to(scenario, revert)
+    assert (forward.deltas_added, forward.deltas_removed) == ((*led_to(scenario, first), old[1]), ())
     assert (back.came_in_force, back.went_out_of_force) == ((), (one,))
-    assert (back.deltas_added, back.deltas_removed) == (revert.active, second.active)
+    assert (back.deltas_added, back.deltas_removed) == (new, old)
     assert nothing.to_dict()["deltas_added"] == []
+
+
+def test_a_diff_of_neighbours_tells_what_a_diff_of_far_versions_tells_of_them(scenario) -> None:
+    one, two, three = (scenario.file(name, name) for name in ("Croatia", "Bulgaria", "Kosovo"))
+    scenario.write(one, two)
+    scenario.write(three)
+    scenario.revert(two)
+    with scenario.ledger.read() as work:
+        assert diff(work, MODEL, "v2", "v3").went_out_of_force == (two,)
+        assert diff(work, MODEL, "v3", "v2").came_in_force == (two,)
+        assert diff(work, MODEL, "v0", "v3").came_in_force == (one, three)
+        assert diff(work, MODEL, "v3", "v0").went_out_of_force == (one, three)
+        assert diff(work, MODEL, "v1", "v3").came_in_force == (three,)
+
+
+def test_a_diff_tells_of_what_was_erased_since(scenario) -> None:
+    one, two = scenario.file(), scenario.file("Bulgaria", "lev")
+    scenario.write(one, two)
+    scenario.revert(one)
+    with scenario.ledger.begin() as work:
+        work.erase(Erasure(ref=one.id, reason="asked for", erased_by="dora", erased_at=scenario.now()))
+    with scenario.ledger.read() as work:
+        [came, other] = diff(work, MODEL, "v0", "v1").came_in_force
+        [gone] = diff(work, MODEL, "v1", "v2").went_out_of_force
+    assert (came.id, came.erased, other) == (one.id, True, two)
+    assert (gone.id, gone.subject) == (one.id, "[erased]")
+
+
+def test_blame_of_a_version_tells_what_was_in_force_then(scenario) -> None:
+    one = scenario.file(target="kuna")
+    scenario.write(one)
+    two = scenario.file(supersedes=one.id)
+    scenario.write(two)
+    scenario.file(target="lev")
+    with scenario.ledger.read() as work:
+        told = [blame(work, MODEL, " CROATIA", at=resolve_version(work, MODEL, f"v{v}")) for v in (0, 1, 2)]
+    assert [[story.correction for story in at] for at in told] == [[], [one], [two]]
+    assert told[1][0].in_force
+    assert told[1][0].status == "superseded"
+
+
+def test_a_date_begins_and_ends() -> None:
+    assert (moment("2026-11-21"), moment("2026-11-21", end=False)) == ("2026-11-21T23:59:59Z", "2026-11-21T00:00:00Z")
 
 
 def test_what_is_superseded_goes_out_of_force_in_a_diff(scenario) -> None:
@@ -168,6 +205,6 @@ def test_a_version_that_was_in_force_twice_means_the_last_time(scenario) -> None
     correction = scenario.file()
     first = scenario.write(correction)
     scenario.revert(correction)
-    scenario.write(kind="revert", active=first.active, candidate_version=first.candidate_version)
+    scenario.write(kind="revert", active=led_to(scenario, first), candidate_version=first.candidate_version)
     with scenario.ledger.read() as work:
         assert resolve_version(work, MODEL, first.candidate_version[:8]).position == 3

@@ -42,10 +42,13 @@ STANDARD = {
 }
 
 
+MORE = {"nights": {"matplotlib"}, "calibration": {"matplotlib"}, "ledger": {"ledger", "sqlalchemy", "cryptography"}}
+
+
 @pytest.mark.parametrize("module", MODULES)
 def test_a_benchmark_needs_nse_and_its_libraries_alone(module: str) -> None:
     found = {name.split(".")[0] for name in imported((FOLDER / f"{module}.py").read_text(encoding="utf-8"))}
-    assert found <= ALLOWED | STANDARD | ({"matplotlib"} if module in ("nights", "calibration") else set())
+    assert found <= ALLOWED | STANDARD | MORE.get(module, set())
 
 
 def test_what_they_take_from_the_tests_needs_nse_alone() -> None:

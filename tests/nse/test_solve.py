@@ -74,6 +74,14 @@ def test_the_weight_of_zero_forgets_the_earlier_keys(system) -> None:
     assert not torch.allclose(solved(system), solved(alone))
 
 
+def test_a_key_that_is_kept_counts_as_an_earlier_one_of_its_weight(system) -> None:
+    alone = {**system, "previous_keys": torch.zeros(D_IN, 0, dtype=torch.float64)}
+    kept = solved({**alone, "kept": 2.0 * system["previous_keys"]})
+    torch.testing.assert_close(kept, solved(system, previous_keys_weight=4.0))
+    beside = solved({**system, "kept": 2.0 * system["previous_keys"]}, previous_keys_weight=0.0)
+    torch.testing.assert_close(beside, kept)
+
+
 def test_the_larger_lambda_is_the_smaller_the_update(system) -> None:
     norms = [float(solved(system, mom2_update_weight=w).norm()) for w in (0.01, 1.0, 100.0)]
     assert norms[0] > norms[1] > norms[2]
@@ -130,6 +138,7 @@ class Case:
         self.settled, self.keys = keys(2), keys(new)
         self.residual = torch.randn(D_OUT, new, dtype=torch.float64, generator=random)
         self.neurons = torch.arange(width)
+        self.kept: torch.Tensor | None = None
 
     def dense(self, kept: torch.Tensor | None = None, **settings: float) -> torch.Tensor:
         past = torch.cat(self.blocks).double()
@@ -146,6 +155,7 @@ class Case:
             second_moment=self.second_moment,
             previous_keys=previous,
             neurons=self.neurons,
+            kept=self.kept,
             past=past,
             **{"mom2_update_weight": 15000.0} | settings,
         )
@@ -171,6 +181,17 @@ def test_woodbury_with_a_kept_factor_is_the_dense_solution(exponent, limit, sett
     expected = case.dense(**settings)
     request.getfixturevalue("no_dense")
     assert 0 < relative(case.fast(FactorStore(smallest_width=1), **settings), expected) < limit
+
+
+def test_a_key_that_is_kept_counts_with_a_kept_factor_too(request) -> None:
+    case = Case(4)
+    case.kept = 3.0 * case.settled.flip(0)
+    expected = case.dense(previous_keys_weight=5.0)
+    request.getfixturevalue("no_dense")
+    found = case.fast(FactorStore(smallest_width=1), previous_keys_weight=5.0)
+    assert relative(found, expected) < 1e-8
+    case.kept = None
+    assert relative(found, case.fast(FactorStore(smallest_width=1), previous_keys_weight=5.0)) > 1e-5
 
 
 def test_facts_that_are_written_anew_do_not_count_as_earlier_ones(request) -> None:

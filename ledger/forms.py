@@ -1,0 +1,178 @@
+"""What digests are taken of, written straight from the rows of a query: the leaf of a record, its identity, its text, a part.
+
+It gives the same texts as `records` and `repository.leaf`, which make them of records, many times as quickly and of rows that
+are no records any more: whoever reads a million rows to check them, or to write them out, uses it. A row that holds what its
+columns cannot is `Unreadable`.
+"""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from json.encoder import encode_basestring as quoted
+from operator import itemgetter
+from typing import Any
+
+from sqlalchemy import Column, Double, Integer, Table, Text
+
+from ledger import tables
+from ledger.records import PARTS, Changeset, Correction, Erasable, Identified, Quarantined, canonical_json
+from ledger.repository import PART_TABLE, TABLE_OF, TEXT_OF
+
+BOOLEAN_COLUMNS = frozenset({"passed", "removed"})
+
+
+class Unreadable(ValueError):
+    """A row holds something that its column cannot hold; `str()` says what."""
+
+
+Blank = tuple[str, int | None, Column[Any] | None]
+
+
+class Form:
+    """One JSON text for each row of a query, by the places of its columns."""
+
+    def __init__(self, opening: str, columns: Sequence[Blank], closing: str) -> None:
+        """Take what stands before and after the columns, and of each the label before it, its place in a row, and itself.
+
+        An object's labels are `"name":`, and what is NULL is left out of it; an array has no labels and holds null. A
+        label without a column stands as it is.
+        """
+        self._opening, self._columns, self._closing = opening, columns, closing
+        self._plans: dict[tuple[type, ...], Callable[[Sequence[Any]], str]] = {}
+
+    def __call__(self, row: Sequence[Any]) -> str:
+        """Return the text.
+
+        Raises:
+            Unreadable: The row holds what its columns cannot.
+        """
+        shape = tuple(map(type, row))
+        plan = self._plans.get(shape)
+        if plan is None:
+            plan = self._plans[shape] = self._plan(shape)
+        return plan(row)
+
+    def digest(self, row: Sequence[Any]) -> str:
+        """Return the SHA-256 of the text, in hexadecimal; raises as the call does."""
+        try:
+            return hashlib.sha256(self(row).encode()).hexdigest()
+        except UnicodeEncodeError as error:
+            raise Unreadable("it holds bytes that are no text") from error
+
+    def _plan(self, shape: tuple[type, ...]) -> Callable[[Sequence[Any]], str]:
+        """How to write rows whose values have these types: a template, and for each of its blanks a place and a writer."""
+        blanks, places, writers = [], [], []
+        for label, place, column in self._columns:
+            if place is None or column is None:
+                blanks.append(label)
+                continue
+            writer = _writer(column, shape[place])
+            if writer is not None:
+                blanks.append(f"{label}%s")
+                places.append(place)
+                writers.append(writer)
+            elif not label:
+                blanks.append("null")
+        template = self._opening + ",".join(blanks) + self._closing
+        if len(places) < 2:
+            return lambda row: template % tuple(write(row[place]) for place, write in zip(places, writers, strict=True))
+        pick = itemgetter(*places)
+        return lambda row: template % tuple([write(value) for write, value in zip(writers, pick(row), strict=True)])
+
+
+def _writer(column: Column[Any], kind: type) -> Callable[[Any], str] | None:
+    """How a value of this type is written in JSON; None if it is left out, as NULL is."""
+    name, is_real = column.name, isinstance(column.type, Double)
+    if kind is type(None) and is_real:
+        return lambda _: '"nan"'
+    if kind is type(None) and column.nullable:
+        return None
+    if kind is float and is_real:
+        return lambda value: f'"{value!r}"'
+    if kind is int and isinstance(column.type, Integer):
+        return _boolean if name in BOOLEAN_COLUMNS else repr
+    if kind is str and not is_real and not isinstance(column.type, Integer):
+        return _canonical if name in tables.JSON_COLUMNS else quoted
+    what = "a real number" if is_real else "a whole number" if isinstance(column.type, Integer) else "text"
+    raise Unreadable(f"{name} is not {what}")
+
+
+def _boolean(value: int) -> str:
+    if value not in (0, 1):
+        raise Unreadable(f"{value} is neither true nor false")
+    return "true" if value else "false"
+
+
+def _canonical(text: str) -> str:
+    if text == "[]":
+        return text
+    try:
+        value = json.loads(text)
+        written = canonical_json(value)
+    except (ValueError, RecursionError) as error:
+        raise Unreadable("a column is not JSON") from error
+    if written != text:
+        raise Unreadable("the JSON of a column is not as the ledger writes it")
+    return text
+
+
+def query_columns(kind: type) -> list[Column[Any]]:
+    """Return the columns of a query for rows of `kind` that its forms are made for.
+
+    Those of its table, then all of its text table, if it has one: join that outside, erased text is NULL.
+    """
+    table = (TABLE_OF | PART_TABLE)[kind]
+    return [*table.columns, *(TEXT_OF[kind].columns if kind in TEXT_OF else ())]
+
+
+def leaf_form(table: Table) -> Form:
+    """Return the form of a record's leaf in the log, for rows of its table."""
+    return _object([column.name for column in table.columns], list(table.columns), constants={"event": table.name})
+
+
+def identity_form(kind: type[Identified]) -> Form:
+    """Return the form that a record's id is the digest of; a changeset's row is followed by the digests of its parts."""
+    columns = query_columns(kind)
+    if kind is Changeset:
+        columns += [Column(name, Text, nullable=False) for name in PARTS]
+    names = [field.name for field in dataclasses.fields(kind) if field.name not in kind.beside_identity]
+    return _object(names, columns, wrap=kind.__name__)
+
+
+def text_form(kind: type[Erasable]) -> Form:
+    """Return the form that `text_hash` is the digest of."""
+    return _object(["salt", *kind.erasable], query_columns(kind), wrap="Text")
+
+
+def said_form(kind: type[Correction] | type[Quarantined]) -> Form:
+    """Return the form that `text_digest` is the digest of."""
+    names = [
+        field.name for field in dataclasses.fields(kind) if field.name not in kind.beside_identity - {*kind.erasable}
+    ]
+    return _object([name for name in names if name != "text_hash"], query_columns(kind), wrap="Said")
+
+
+def part_form(kind: type) -> Form:
+    """Return the form that `row_digest` is the digest of: an array."""
+    columns = query_columns(kind)
+    names = [field.name for field in dataclasses.fields(kind)]
+    hidden = {"salt", *kind.erasable} if issubclass(kind, Erasable) else set()
+    return Form(f'["{kind.__name__}",', [_column(columns, name) for name in names if name not in hidden], "]")
+
+
+def _column(columns: Sequence[Column[Any]], name: str, label: str = "") -> Blank:
+    place = [column.name for column in columns].index(name)
+    return label, place, columns[place]
+
+
+def _object(
+    names: Iterable[str], columns: Sequence[Column[Any]], *, wrap: str = "", constants: Mapping[str, str] | None = None
+) -> Form:
+    """The canonical JSON object of some of a query's columns, and constants, under `wrap` if given."""
+    fixed = {name: f"{quoted(name)}:{quoted(value)}" for name, value in (constants or {}).items()}
+    made = [
+        (fixed[name], None, None) if name in fixed else _column(columns, name, f"{quoted(name)}:")
+        for name in sorted([*names, *fixed])
+    ]
+    return Form('{"' + wrap + '":{' if wrap else "{", made, "}}" if wrap else "}")
