@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from functools import partial
 
+from flows.checkpoints import keep_checkpoint
 from flows.errors import FlowError, Refused
 from flows.lock import writer
 from flows.plan import RunStep, call_directly
@@ -55,6 +56,7 @@ def apply(session: Session, reference: str | None, *, by: str, run_step: RunStep
         run_step("check decision", partial(check_decision, session), changeset.id)
         run_step("check weights", partial(check_weights, session), changeset.id)
         run_step("move head", partial(move_head, session, by=by), changeset.id)
+        run_step("checkpoint", partial(keep_checkpoint, workspace, push=True))
     with workspace.ledger().read() as work:
         return Applied(changeset, work.head(workspace.model), already=False)
 

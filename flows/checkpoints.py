@@ -1,5 +1,6 @@
 """Checkpoints of a workspace's ledger: signed with the log's key, in Git, and after an apply on the DVC remote."""
 
+import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,9 +19,11 @@ from ledger.checkpoints import (
     origin_of,
     read_keys,
 )
+from ledger.errors import LedgerError
 from ledger.notes import VerifierKey
 from ledger.persons import Signer
 
+LOG = logging.getLogger(__name__)
 ARTIFACTS = "artifacts/checkpoints"
 """Where checkpoints are that DVC keeps."""
 
@@ -45,6 +48,22 @@ def record(workspace: Workspace, *, push: bool) -> SignedCheckpoint:
     if push:
         workspace.store().put(folder.path(made.size), ARTIFACTS, suffix=".note")
     return made
+
+
+def keep_checkpoint(workspace: Workspace, *, push: bool = False) -> int | None:
+    """Records a checkpoint after something was written; returns its size, None if that has to wait.
+
+    What was written is in the ledger already, so a checkpoint that cannot be made, for want of the log's key or of a remote, is
+    a warning: the next one covers it too.
+    """
+    try:
+        if kept(workspace).keys() and key_here(workspace) is None:
+            LOG.warning("no checkpoint was made: the log's key is not on this machine (see NSE_KEYS)")
+            return None
+        return record(workspace, push=push).size
+    except (LedgerError, FlowError) as error:
+        LOG.warning("no checkpoint was kept, the next one covers it: %s", error)
+        return None
 
 
 def current(workspace: Workspace) -> SignedCheckpoint:

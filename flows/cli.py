@@ -16,6 +16,7 @@ from flows.commands import (
     keys,
     place,
     policy,
+    prove,
     reconcile,
     revert,
     tools,
@@ -37,7 +38,7 @@ COMMANDS = (
     *(changesets.plan, changesets.show, changesets.approve, changesets.reject, changesets.withdraw, changesets.apply),
     *(revert.revert, erase.erase, history.log, history.blame, history.diff, history.ask, place.status),
     *(history.approvals, history.pending, history.edited, history.touched),
-    *(place.verify, reconcile.reconcile, backup.backup, backup.restore),
+    *(prove.prove, prove.verify, reconcile.reconcile, backup.backup, backup.restore),
     *(tools.evaluate, tools.edit, tools.stats, calibrate.calibrate, place.serve, place.demo),
 )
 for command in COMMANDS:
@@ -46,6 +47,7 @@ GROUPS: dict[str, tuple[str, dict[str, Callable[..., None]]]] = {
     "export": ("Take a version out of the workspace.", {"lora": export.lora, "merged": export.merged}),
     "keys": ("Signing keys of people.", {"create": keys.create, "list": keys.list_keys, "revoke": keys.revoke}),
     "policy": ("How many people must approve what.", {"adopt": policy.adopt, "show": policy.show}),
+    "ledger": ("The history as files.", {"export": prove.export_ledger, "import": prove.import_ledger}),
 }
 for name, (about, members) in GROUPS.items():
     group = typer.Typer(help=about, no_args_is_help=True)

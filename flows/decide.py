@@ -6,6 +6,7 @@ The rules are the ledger's.
 from dataclasses import dataclass
 from typing import Literal
 
+from flows.checkpoints import keep_checkpoint
 from flows.errors import FlowError, Refused
 from flows.keys import log_signer, signer
 from flows.workspace import Workspace
@@ -66,6 +67,7 @@ def decide(workspace: Workspace, reference: str | None, verdict: Verdict, *, rev
         case = read_case(work, changeset)
         standing = case.standing(now)
         notes = (made, policy_warning(workspace, work))
+    keep_checkpoint(workspace)
     missing = ""
     if not (standing.approved or standing.rejected):
         missing = ": ".join(standing.lack(barred=(changeset.planned_by, *case.submitters)))
@@ -97,6 +99,7 @@ def adopt(workspace: Workspace, *, by: str, first: bool = False) -> Adopted:
             raise Refused("the ledger's own key is not on this machine", "adopt the policy where it is")
         adopted = adopt_policy(work, workspace.model, wanted, by=by, at=now, signer=key)
     assert adopted is not None  # what is in force already was returned above
+    keep_checkpoint(workspace)
     return Adopted(adopted, new=True, notes=(note,) if note else ())
 
 

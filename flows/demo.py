@@ -18,6 +18,7 @@ from rich.rule import Rule
 from flows.commands.output import OUT
 from flows.errors import FlowError, Refused
 from flows.workspace import Workspace, open_workspace
+from ledger.keys import KEYS
 from ledger.records import Changeset
 
 DEMO = Path(__file__).resolve().parent.parent / "demo"
@@ -97,6 +98,7 @@ def run_demo(directory: Path) -> None:
     root = directory.resolve()
     _clear(root)
     script = Script(root, OUT)
+    os.environ.setdefault(KEYS, str(_keys(root)))  # of people who do not exist: not among the reader's own
     _make(script, root)
     here = Path.cwd()
     os.chdir(root)
@@ -108,6 +110,9 @@ def run_demo(directory: Path) -> None:
         single, whole = _revert(script, workspace)
         script.title("Is everything what the ledger says it is?")
         script.nse("verify")
+        script.title("Proof for somebody who has neither the ledger nor the model")
+        script.nse("prove", "1", "--output", "proof.json")
+        script.nse("verify", "--proof", "proof.json", "--key", "checkpoints/log.pub")
         _what_next(script, root)
         _summary(script, workspace, single, whole)
     finally:
@@ -118,9 +123,13 @@ def _clear(root: Path) -> None:
     """Removes an earlier demo workspace, and nothing else."""
     if root.exists() and any(root.iterdir()) and not (root / "params.yaml").is_file():
         raise FlowError(f"{root} holds something that is no workspace", "name an empty folder")
-    for folder in (root, root.parent / f"{root.name}-remote"):
+    for folder in (root, root.parent / f"{root.name}-remote", _keys(root)):
         if folder.exists():
             shutil.rmtree(folder)
+
+
+def _keys(root: Path) -> Path:
+    return root.parent / f"{root.name}-keys"
 
 
 def _make(script: Script, root: Path) -> None:
@@ -187,6 +196,7 @@ def _what_next(script: Script, root: Path) -> None:
     where = os.path.relpath(root, DEMO.parent)
     for line in (
         f"cd {where}                                   # all commands work inside the workspace",
+        f"export {KEYS}=$PWD/../{root.name}-keys             # the keys of the people of the demo",
         "nse show 1                                      # the evidence of the first round",
         "nse revert --to v1 --reason 'Bring it back.'    # a revert can be reverted",
         "nse ask 'Who is the leader of Brazil?' --at v1  # any version, by number, date or digest",

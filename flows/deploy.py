@@ -27,7 +27,7 @@ from flows.session import Session
 from flows.workspace import Workspace, open_workspace
 from ledger.views import show
 
-RETRIES = {"store delta": (3, 10.0)}
+RETRIES = {"store delta": (3, 10.0), "checkpoint": (3, 10.0)}
 """Times and seconds of delay, by step. Only what talks to a remote can come right by itself."""
 
 

@@ -6,6 +6,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from shutil import rmtree
 
+from flows.checkpoints import keep_checkpoint
 from flows.lock import writer
 from flows.workspace import Workspace
 from ledger import erasing, purging
@@ -57,6 +58,7 @@ def erase(workspace: Workspace, reference: str, *, reason: str, by: str, purge: 
             record = erasing.find(work, reference)
             rows = 0 if record.erased else erasing.erase(work, record, reason=reason, by=by, at=workspace.now())
         files = _delete_working_files(workspace, record)
+        keep_checkpoint(workspace)
         if not isinstance(record, Correction):
             return Erased(record.id, rows, files, (), {})
         with workspace.ledger().begin() as work:

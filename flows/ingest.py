@@ -7,6 +7,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from flows.checkpoints import keep_checkpoint
 from flows.checks import Draft, problems
 from flows.rows import Row, Source, readable
 from flows.workspace import Workspace
@@ -71,6 +72,7 @@ def ingest(
             filing.file(source, row, draft, wrong)
         state = read_state(work, workspace.model, subjects=[c.subject for c in filing.filed])
     status = correction_statuses(state)
+    keep_checkpoint(workspace)
     new = filing.filed
     return IngestReport(
         filed=tuple(new),

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
 
+from flows.checkpoints import keep_checkpoint
 from flows.decide import approve_by_policy
 from flows.draft import Draft, Plan, save_plan
 from flows.errors import FlowError, Refused
@@ -333,5 +334,6 @@ def run_round(
             run_step("evaluate", steps.evaluate, plan)
             stored = run_step("store delta", steps.store, plan)
             number = run_step("propose changeset", steps.propose, plan, stored)
+            run_step("checkpoint", partial(keep_checkpoint, workspace))
     with workspace.ledger().read() as work:
         return Planned(work.changeset(f"#{number}"), repeated)

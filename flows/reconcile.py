@@ -13,12 +13,14 @@ from pathlib import Path
 
 from filelock import FileLock
 
+from flows.checkpoints import kept, key_here, record
 from flows.draft import Draft
+from flows.errors import FlowError
 from flows.git import git
 from flows.workspace import Workspace
 from ledger.artifact_names import artifacts_of
 from ledger.erasing import purged
-from ledger.errors import ArtifactError
+from ledger.errors import ArtifactError, LedgerError
 from ledger.purging import purge
 from ledger.records import Shown
 from ledger.unit_of_work import UnitOfWork
@@ -62,6 +64,7 @@ def repairs(workspace: Workspace, *, thorough: bool = False) -> list[Repair]:
     steps = [found.dead_writer, found.copies, found.drafts, found.artifacts]
     if thorough:
         steps += [found.missing, found.waiting]
+    steps.append(found.checkpoint)
     return [repair for step in steps for repair in step()]
 
 
@@ -165,6 +168,20 @@ class _Reconciliation:
             put, taken = rebuild_waiting(work)
         if put or taken:
             yield Repair(f"made the index of what waits anew: {put} put in, {taken} taken out")
+
+    def checkpoint(self) -> Iterator[Repair]:
+        """The checkpoint of the last event, if a run died before it was in Git; where the log's key is not, it is not missed."""
+        try:
+            if key_here(self.workspace) is None:
+                return
+            with self.workspace.ledger().read() as work:
+                size = work.log.size()
+            name = self._name(kept(self.workspace).path(size))
+            if not git(self.root, "ls-tree", "--name-only", "HEAD", "--", name):
+                record(self.workspace, push=False)
+                yield Repair(f"committed {name}, the checkpoint of the ledger's last event")
+        except (LedgerError, FlowError) as error:
+            yield Repair(f"the checkpoint of the ledger's last event cannot be committed: {error}", done=False)
 
     # --- what is there
 

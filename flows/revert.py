@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from flows.active import Active, replayed, undone, unsettled, without
+from flows.checkpoints import keep_checkpoint
 from flows.dependencies import Dependencies, Mode, dependencies
 from flows.draft import Plan, save_plan
 from flows.errors import FlowError, Refused
@@ -135,6 +136,7 @@ def plan_revert(
         run_step("evaluate", steps.evaluate, plan)
         stored = run_step("store delta", steps.store, plan)
         number = run_step("propose changeset", steps.propose, plan, stored)
+        run_step("checkpoint", partial(keep_checkpoint, workspace))
     with workspace.ledger().read() as work:
         return work.changeset(f"#{number}")
 

@@ -33,7 +33,7 @@ class StoredArtifact(Shown):
 class ArtifactStore(Protocol):
     """Keeps immutable files."""
 
-    def put(self, source: Path, folder: str) -> StoredArtifact:
+    def put(self, source: Path, folder: str, *, suffix: str = ".safetensors") -> StoredArtifact:
         """Store the bytes of `source` under `folder`, relative to the workspace; the same bytes again are no change."""
 
     def fetch(self, path: str, sha256: str) -> Path:
@@ -54,14 +54,14 @@ class DvcStore:
         """Use the repository at `root`."""
         self._root = root.resolve()
 
-    def put(self, source: Path, folder: str) -> StoredArtifact:
+    def put(self, source: Path, folder: str, *, suffix: str = ".safetensors") -> StoredArtifact:
         """Store the bytes of `source`, track them, push them and see them on the remote.
 
         Raises:
             ArtifactError: `folder` is outside the workspace, or Git, DVC or the remote refuses.
         """
         sha256 = _sha256(source)
-        path = str(PurePosixPath(folder) / f"{sha256[:16]}.safetensors")
+        path = str(PurePosixPath(folder) / f"{sha256[:16]}{suffix}")
         target = self._inside(path)
         with self._exclusively(path) as repo:
             if not target.exists() or _sha256(target) != sha256:

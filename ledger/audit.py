@@ -4,7 +4,7 @@ An audit reports every problem it finds and changes nothing. That records were c
 with every digest above them, it sees only against a checkpoint from outside.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,7 @@ from ledger.artifacts import ArtifactStore
 from ledger.checkpoints import stated
 from ledger.erasing import purged
 from ledger.findings import RESTORE, Finding, Progress
-from ledger.integrity import Integrity
+from ledger.integrity import Integrity, Undecodable
 from ledger.notes import Checkpoint, NoteError, VerifierKey
 from ledger.rules import broken_rules
 from ledger.triggers import trigger_problems
@@ -72,23 +72,39 @@ def check_records(
     """Check all that is in the ledger's database, see `verify`; without `rules`, whether it was written and not whether it
     should have been."""
     connection = work.connection
-    if connection.dialect.name == "sqlite":
-        driver: Any = connection.connection.driver_connection
-        driver.text_factory = lambda raw: raw.decode(
-            errors="surrogateescape"
-        )  # a spoilt byte is a finding, not the end
+    _take_texts(work, lenient=True)
     findings = [
         Finding(f"trigger {name}", f"it is {problem}", RESTORE)
         for name, problem in trigger_problems(connection).items()
     ]
     notes = _checkpoints(work, checkpoints or {}, tuple(keys), findings)
-    integrity = Integrity(connection, roots_at={note.checkpoint.size for note in notes}, progress=progress)
-    integrity.check()
+    integrity = _integrity(work, {note.checkpoint.size for note in notes}, progress)
     findings += integrity.findings
     findings += _compared(notes, integrity)
     if rules:
         findings += broken_rules(work, progress)
     return findings
+
+
+def _integrity(work: UnitOfWork, sizes: Collection[int], progress: Progress) -> Integrity:
+    """Check every row: as texts, which is quick, and once more with spoilt bytes as surrogates if there are any."""
+    _take_texts(work, lenient=False)
+    integrity = Integrity(work.connection, roots_at=sizes, progress=progress)
+    try:
+        integrity.check()
+    except Undecodable:
+        _take_texts(work, lenient=True)
+        integrity = Integrity(work.connection, roots_at=sizes, progress=progress, lenient=True)
+        integrity.check()
+    _take_texts(work, lenient=True)
+    return integrity
+
+
+def _take_texts(work: UnitOfWork, *, lenient: bool) -> None:
+    """Have SQLite give bytes that are no text as surrogates (`lenient`), so that a spoilt byte is a finding, not the end."""
+    if work.connection.dialect.name == "sqlite":
+        driver: Any = work.connection.connection.driver_connection
+        driver.text_factory = (lambda raw: raw.decode(errors="surrogateescape")) if lenient else str
 
 
 def artifacts_of(work: UnitOfWork) -> list[tuple[str, str]]:

@@ -13,7 +13,7 @@ from json.encoder import encode_basestring as quoted
 from operator import itemgetter
 from typing import Any
 
-from sqlalchemy import Column, Double, Integer, Table, Text
+from sqlalchemy import Column, Double, Integer, Select, Table, Text, and_, select
 
 from ledger import tables
 from ledger.records import PARTS, Changeset, Correction, Erasable, Identified, Quarantined, canonical_json
@@ -24,6 +24,11 @@ BOOLEAN_COLUMNS = frozenset({"passed", "removed"})
 
 class Unreadable(ValueError):
     """A row holds something that its column cannot hold; `str()` says what."""
+
+
+def shape_of(row: Sequence[Any]) -> tuple[type, ...]:
+    """Return the types of a row's values."""
+    return tuple(map(type, row))
 
 
 Blank = tuple[str, int | None, Column[Any] | None]
@@ -41,22 +46,22 @@ class Form:
         self._opening, self._columns, self._closing = opening, columns, closing
         self._plans: dict[tuple[type, ...], Callable[[Sequence[Any]], str]] = {}
 
-    def __call__(self, row: Sequence[Any]) -> str:
-        """Return the text.
+    def __call__(self, row: Sequence[Any], shape: tuple[type, ...] | None = None) -> str:
+        """Return the text; `shape` is `shape_of` the row, for who has it.
 
         Raises:
             Unreadable: The row holds what its columns cannot.
         """
-        shape = tuple(map(type, row))
+        shape = shape or shape_of(row)
         plan = self._plans.get(shape)
         if plan is None:
             plan = self._plans[shape] = self._plan(shape)
         return plan(row)
 
-    def digest(self, row: Sequence[Any]) -> str:
+    def digest(self, row: Sequence[Any], shape: tuple[type, ...] | None = None) -> str:
         """Return the SHA-256 of the text, in hexadecimal; raises as the call does."""
         try:
-            return hashlib.sha256(self(row).encode()).hexdigest()
+            return hashlib.sha256(self(row, shape).encode()).hexdigest()
         except UnicodeEncodeError as error:
             raise Unreadable("it holds bytes that are no text") from error
 
@@ -78,6 +83,8 @@ class Form:
         if len(places) < 2:
             return lambda row: template % tuple(write(row[place]) for place, write in zip(places, writers, strict=True))
         pick = itemgetter(*places)
+        if all(write is quoted for write in writers):
+            return lambda row: template % tuple(map(quoted, pick(row)))
         return lambda row: template % tuple([write(value) for write, value in zip(writers, pick(row), strict=True)])
 
 
@@ -126,6 +133,17 @@ def query_columns(kind: type) -> list[Column[Any]]:
     return [*table.columns, *(TEXT_OF[kind].columns if kind in TEXT_OF else ())]
 
 
+def rows_query(kind: type) -> Select[Any]:
+    """Return the query for all rows of `kind` with the columns of `query_columns`."""
+    table, text = (TABLE_OF | PART_TABLE)[kind], TEXT_OF.get(kind)
+    if text is None:
+        return select(*query_columns(kind))
+    # a text table's key is that of its owner, under other names
+    pairs = zip(table.primary_key.columns, text.primary_key.columns, strict=True)
+    same = and_(*(own == theirs for own, theirs in pairs))
+    return select(*query_columns(kind)).select_from(table.outerjoin(text, same))
+
+
 def leaf_form(table: Table) -> Form:
     """Return the form of a record's leaf in the log, for rows of its table."""
     return _object([column.name for column in table.columns], list(table.columns), constants={"event": table.name})
@@ -136,7 +154,7 @@ def identity_form(kind: type[Identified]) -> Form:
     columns = query_columns(kind)
     if kind is Changeset:
         columns += [Column(name, Text, nullable=False) for name in PARTS]
-    names = [field.name for field in dataclasses.fields(kind) if field.name not in kind.beside_identity]
+    names = [field.name for field in dataclasses.fields(kind) if field.name not in kind.beside_identity]  # type: ignore[arg-type]
     return _object(names, columns, wrap=kind.__name__)
 
 

@@ -15,7 +15,18 @@ from sqlalchemy.exc import DBAPIError
 
 from ledger import merkle, repository, tables, waiting
 from ledger.findings import RESTORE, Finding, Progress, name_of, partitions, plain
-from ledger.forms import Form, Unreadable, identity_form, leaf_form, part_form, query_columns, said_form, text_form
+from ledger.forms import (
+    Form,
+    Unreadable,
+    identity_form,
+    leaf_form,
+    part_form,
+    query_columns,
+    rows_query,
+    said_form,
+    shape_of,
+    text_form,
+)
 from ledger.log import STRIDE
 from ledger.places import Places
 from ledger.records import PARTS, CaseRow, Changeset, Correction, Erasable, Identified, subject_key
@@ -24,17 +35,33 @@ _NO_PARTS = hashlib.sha256(b"").hexdigest()
 _UNKNOWN = b"\0" * 32
 """Stands for a leaf that cannot be read."""
 _CHANGED = "the row was changed"
+Shape = tuple[type, ...]
+_UNDECODABLE = "Could not decode to UTF-8"
+
+
+class Undecodable(Exception):
+    """A text column of SQLite holds bytes that are no text: check again with `lenient`, which is slower."""
 
 
 class Integrity:
     """One run over all tables of a ledger."""
 
-    def __init__(self, connection: Connection, *, roots_at: Collection[int], progress: Progress) -> None:
-        """Look at the ledger of a transaction; `roots_at` are sizes at which the root of the log is wanted."""
+    def __init__(
+        self, connection: Connection, *, roots_at: Collection[int], progress: Progress, lenient: bool = False
+    ) -> None:
+        """Look at the ledger of a transaction.
+
+        Args:
+            connection: Its connection.
+            roots_at: The sizes at which the root of the log is wanted.
+            progress: Told how far it is.
+            lenient: Whether the connection gives bytes that are no text as surrogates.
+        """
         self.findings: list[Finding] = []
         self.roots: dict[int, bytes] = {}
         """Of the sizes asked for that the log has reached."""
         self._connection = connection
+        self._lenient = lenient
         self._roots_at = frozenset(roots_at)
         self._progress = progress
         self._places = Places()
@@ -52,7 +79,11 @@ class Integrity:
         return self._places.size
 
     def check(self) -> None:
-        """Check every row of every table."""
+        """Check every row of every table.
+
+        Raises:
+            Undecodable: Bytes that are no text were met, unless `lenient`.
+        """
         self._guard("all tables", self._count)
         self._guard("log_event", self._log)
         self._guard("erasure", self._read_erasures)
@@ -113,19 +144,20 @@ class Integrity:
         for level, place in expected:
             self._find(f"log_node {level} {place}", "it is gone")
 
-    def _claim(self, table: Table, row: Sequence[Any], *, where: str, sequence: Any, leaf: Form) -> None:
+    def _claim(self, table: Table, row: Sequence[Any], shape: Shape, *, sequence: Any, leaf: Form) -> None:
         """Compare a record with what the log says at its place."""
         ref = " ".join(str(row[place]) for place in self._keys[table])
         try:
-            leaf_hash = hashlib.sha256(b"\0" + leaf(row).encode()).hexdigest()
+            leaf_hash = hashlib.sha256(b"\0" + leaf(row, shape).encode()).hexdigest()
         except (Unreadable, UnicodeEncodeError) as error:
             self._places.see(sequence)
             problem = str(error) if isinstance(error, Unreadable) else "it holds bytes that are no text"
+            where = name_of(table, list(table.columns), row)
             self._find(where, f"{_CHANGED}: {problem}")
             return
         if self._places.claim(sequence, table.name, ref, leaf_hash):
             return
-        event = tables.log_event
+        where, event = name_of(table, list(table.columns), row), tables.log_event
         there = self._connection.execute(select(event).where(event.c.sequence == sequence)).first()
         if there is None:
             self._find(where, f"its place {sequence} is not in the log: it was renumbered, or written past the ledger")
@@ -137,6 +169,8 @@ class Integrity:
             self._find(where, f"another record has its place {sequence} in the log as well")
 
     def _missing(self) -> None:
+        if self._places.all_seen:
+            return
         event = tables.log_event
         for rows in self._stream(select(event.c.sequence, event.c.kind, event.c.ref)):
             for sequence, kind, ref in rows:
@@ -150,47 +184,37 @@ class Integrity:
 
     def _record_table(self, kind: type) -> None:
         table, columns = repository.TABLE_OF[kind], query_columns(kind)
-        statement = select(*columns)
-        if kind in repository.TEXT_OF:
-            text = repository.TEXT_OF[kind]
-            statement = statement.select_from(
-                table.outerjoin(text, table.c.id == text.c[str(tables.TEXT_TABLES[text])])
-            )
-        leaf, own = leaf_form(table), [column for column in columns if column.table is table]
-        place = [column.name for column in own].index("sequence")
+        leaf, place = leaf_form(table), list(table.columns.keys()).index("sequence")
         identity = identity_form(kind) if issubclass(kind, Identified) else None
         check_text = self._text_check(kind, columns) if kind in repository.TEXT_OF else None
-        for rows in self._stream(statement):
+        for rows in self._stream(rows_query(kind)):
             for row in rows:
-                where = name_of(table, own, row)
-                self._claim(table, row, where=where, sequence=row[place], leaf=leaf)
+                shape = shape_of(row)
+                self._claim(table, row, shape, sequence=row[place], leaf=leaf)
                 if identity is not None:
-                    self._identity(kind, identity, where=where, row=row)
+                    self._identity(kind, identity, row, shape)
                 if check_text is not None:
-                    check_text(row)
+                    check_text(row, shape)
 
-    def _identity(self, kind: type, form: Form, *, where: str, row: Sequence[Any]) -> None:
+    def _identity(self, kind: type, form: Form, row: Sequence[Any], shape: Shape) -> None:
         if kind is Changeset:
             parts = self._parts.get(row[0], {})
             row = (*row, *(parts.get(name, _NO_PARTS) for name in PARTS))
+            shape = shape_of(row)
         try:
-            if form.digest(row) != row[0]:
+            if form.digest(row, shape) != row[0]:
                 more = ": a part was changed, added or removed" if kind is Changeset else ""
-                self._find(where, f"its id is not the digest of its content{more}")
+                table = repository.TABLE_OF[kind]
+                self._find(name_of(table, list(table.columns), row), f"its id is not the digest of its content{more}")
         except Unreadable:
             return  # said by its leaf
 
     def _part_table(self, name: str, kind: type) -> None:
         table, columns = repository.PART_TABLE[kind], query_columns(kind)
-        statement = select(*columns)
-        if kind is CaseRow:
-            text = tables.case_text
-            same = (table.c.changeset_id == text.c.changeset_id) & (table.c.position == text.c.position)
-            statement = statement.select_from(table.outerjoin(text, same))
         form, stored = part_form(kind), [column.name for column in columns].index("row_digest")
         check_text = self._text_check(kind, columns) if kind is CaseRow else None
         owner, expected, hasher = None, 0, hashlib.sha256()
-        for rows in self._stream(statement.order_by(table.c.changeset_id, table.c.position)):
+        for rows in self._stream(rows_query(kind).order_by(table.c.changeset_id, table.c.position)):
             for row in rows:
                 if row[0] != owner:
                     if owner is not None:
@@ -199,8 +223,9 @@ class Integrity:
                 if row[1] != expected:
                     self._find(name_of(table, columns, row), f"it stands where position {expected} belongs")
                 expected += 1
+                shape = shape_of(row)
                 try:
-                    digest = form.digest(row)
+                    digest = form.digest(row, shape)
                 except Unreadable as error:
                     digest = ""
                     self._find(name_of(table, columns, row), f"{_CHANGED}: {error}")
@@ -208,11 +233,11 @@ class Integrity:
                     self._find(name_of(table, columns, row), f"{_CHANGED}: it does not match its digest")
                 hasher.update(digest.encode())
                 if check_text is not None:
-                    check_text(row)
+                    check_text(row, shape)
         if owner is not None:
             self._parts[owner][name] = hasher.hexdigest()
 
-    def _text_check(self, kind: type[Erasable], columns: Sequence[Column[Any]]) -> Callable[[Row[Any]], None]:
+    def _text_check(self, kind: type[Erasable], columns: Sequence[Column[Any]]) -> Callable[[Row[Any], Shape], None]:
         """How to compare the text beside a row with the row's salted hash, and what is derived from the text with it."""
         table, names = repository.TEXT_OF[kind], [(column.table, column.name) for column in columns]
         owner_table = (repository.TABLE_OF | repository.PART_TABLE)[kind]
@@ -228,24 +253,24 @@ class Integrity:
         said = None if kind is CaseRow else (said_form(kind), place(table, "text_digest"))  # type: ignore[arg-type]
         key_at = (place(table, "subject"), place(table, "subject_key")) if kind is Correction else None
 
-        def compare(row: Row[Any], *, there: bool, erased: bool) -> str | None:
+        def compare(row: Row[Any], shape: Shape, *, there: bool, erased: bool) -> str | None:
             if erased:
                 return "its erasure is recorded, and the text is still there" if there else None
             if not there:
                 return "the text is gone, and no erasure says so"
             try:
-                if form.digest(row) != row[hash_at]:
+                if form.digest(row, shape) != row[hash_at]:
                     return "the text is not the one whose salted hash was recorded"
                 if key_at is not None and subject_key(row[key_at[0]]) != row[key_at[1]]:
                     return "the subject_key is not that of the subject"
-                if said is not None and said[0].digest(row) != row[said[1]]:
+                if said is not None and said[0].digest(row, shape) != row[said[1]]:
                     return "the text_digest is not that of the text"
             except Unreadable as error:
                 return f"{_CHANGED}: {error}"
             return None
 
-        def check(row: Row[Any]) -> None:
-            problem = compare(row, there=row[there_at] is not None, erased=row[ref_at] in self._erased)
+        def check(row: Row[Any], shape: Shape) -> None:
+            problem = compare(row, shape, there=row[there_at] is not None, erased=row[ref_at] in self._erased)
             if problem is not None:
                 self._find(" ".join([table.name, *(plain(row[key]) for key in keys)]), problem)
 
@@ -301,7 +326,7 @@ class Integrity:
                         self._find(where, f"{column} names {plain(identity)[:64]}, which is not in correction")
 
     def _waiting(self) -> None:
-        advice = 'run "nse rebuild"'
+        advice = 'run "nse reconcile"'
         for statement, problem in (
             (waiting.surplus(), "the index lists correction {}, which does not wait"),
             (waiting.lacking(), "the index lacks correction {}, which waits"),
@@ -325,6 +350,8 @@ class Integrity:
         try:
             check()
         except DBAPIError as error:
+            if _UNDECODABLE in str(error.orig) and not self._lenient:
+                raise Undecodable from error
             self._find(f"table {name}", f"the database cannot read it: {' '.join(str(error.orig).split())}")
 
 

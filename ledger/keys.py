@@ -117,10 +117,14 @@ class KeyRing:
             yield vkey
 
 
+KEYS = "NSE_KEYS"
+"""Names the folder of a person's keys."""
+
+
 def default_folder(environ: Mapping[str, str]) -> Path:
     """Return where a person's keys are: $NSE_KEYS, else nse/keys in $XDG_CONFIG_HOME, else in ~/.config."""
-    if environ.get("NSE_KEYS"):
-        return Path(environ["NSE_KEYS"])
+    if environ.get(KEYS):
+        return Path(environ[KEYS])
     config = environ.get("XDG_CONFIG_HOME") or Path(environ.get("HOME") or Path.home()) / ".config"
     return Path(config) / "nse" / "keys"
 

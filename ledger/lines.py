@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import Column, Double, Select, Table, select
+from sqlalchemy import Column, Double, Table, select
 
 from ledger import repository, tables
 from ledger.errors import LedgerError
@@ -21,6 +21,7 @@ from ledger.forms import (
     leaf_form,
     part_form,
     query_columns,
+    rows_query,
     said_form,
     text_form,
 )
@@ -42,7 +43,6 @@ AT_ONCE = 1_000
 """Events that are written or read together."""
 _VERIFY = 'run "nse verify"'
 _KINDS = {table.name: kind for kind, table in repository.TABLE_OF.items()}
-_OWNERS = repository.TABLE_OF | repository.PART_TABLE
 
 
 class LineError(ValueError):
@@ -61,7 +61,7 @@ def lines_of(work: UnitOfWork, size: int) -> Iterator[str]:
         window = (start, min(start + AT_ONCE - 1, size))
         found: dict[int, tuple[str, dict[str, Any]]] = {}
         for kind, table in repository.TABLE_OF.items():
-            rows = work.connection.execute(_with_text(kind).where(table.c.sequence.between(*window))).all()
+            rows = work.connection.execute(rows_query(kind).where(table.c.sequence.between(*window))).all()
             parts = _parts_of(work, [row[0] for row in rows]) if kind is Changeset else {}
             for row in rows:
                 texts = {"text": _text(kind, row)} if kind in repository.TEXT_OF else {}
@@ -232,7 +232,7 @@ def _parts_of(work: UnitOfWork, changesets: Sequence[str]) -> dict[str, dict[str
     }
     for name, kind in PARTS.items():
         table, form = repository.PART_TABLE[kind], part_form(kind)
-        statement = _with_text(kind).order_by(table.c.changeset_id, table.c.position)
+        statement = rows_query(kind).order_by(table.c.changeset_id, table.c.position)
         for row in work.connection.execute(statement.where(table.c.changeset_id.in_(changesets))):
             found[row[0]]["parts"][name].append(json.loads(_written(form, row)))
             if kind is CaseRow:
@@ -245,16 +245,3 @@ def _text(kind: Any, row: Any) -> dict[str, Any] | None:
     if values[table.c.salt] is None:
         return None
     return {name: values[table.c[name]] for name in ("salt", *kind.erasable)}
-
-
-def _with_text(kind: type) -> Select[Any]:
-    """The query for rows of a kind that forms are made for."""
-    table, statement = _OWNERS[kind], select(*query_columns(kind))
-    if kind not in repository.TEXT_OF:
-        return statement
-    text = repository.TEXT_OF[kind]
-    if kind is CaseRow:
-        same = (table.c.changeset_id == text.c.changeset_id) & (table.c.position == text.c.position)
-    else:
-        same = table.c.id == text.c[str(tables.TEXT_TABLES[text])]
-    return statement.select_from(table.outerjoin(text, same))

@@ -52,6 +52,11 @@ class Places:
         else:
             self._far_claimed.add(sequence)
 
+    @property
+    def all_seen(self) -> bool:
+        """Whether there is a record at every place."""
+        return not self._far and 0 not in self._claimed
+
     def seen(self, sequence: Any) -> bool:
         """Tell whether there is a record at a place."""
         if isinstance(sequence, int) and 0 < sequence <= self.size:

@@ -135,6 +135,17 @@ def in_chunks(
         yield from connection.execute(statement.where(column.in_(chunk))).mappings()
 
 
+def owners(connection: Connection, kind: type, column: str, values: Collection[Any]) -> list[str]:
+    """Return the ids of the records of `kind` whose text has one of `values` in `column`.
+
+    Apart from the query for the records: of a join of the two SQLite would walk through all records first.
+    """
+    text = TEXT_OF[kind]
+    owner = text.c[str(tables.TEXT_TABLES[text])]
+    rows = in_chunks(connection, select(owner.label("owner")), text.c[column], values)
+    return [row["owner"] for row in rows]
+
+
 def _chunks(values: Collection[T]) -> Iterator[list[T]]:
     rest = iter(dict.fromkeys(values))
     while chunk := list(islice(rest, AT_ONCE)):

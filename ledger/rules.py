@@ -138,34 +138,27 @@ def _evidence(work: UnitOfWork, changesets: Sequence[_Planned]) -> dict[str, _Ev
         except LedgerError:
             continue
     result, correction, text = tables.changeset_result, tables.correction, tables.correction_text
-    who = select(correction.c.id, correction.c.submitter, text.c.relation, text.c.correction_id).select_from(
-        correction.outerjoin(text, text.c.correction_id == correction.c.id)
-    )
-    written = select(result.c.changeset_id, *who.selected_columns).select_from(
-        result.join(correction, correction.c.id == result.c.correction_id).outerjoin(
-            text, text.c.correction_id == correction.c.id
-        )
-    )
-    results: dict[str, dict[str, Any]] = defaultdict(dict)
-    for row in repository.in_chunks(connection, written, result.c.changeset_id, owners):
-        results[row["changeset_id"]][row["id"]] = row
+    with_text = text.c.correction_id == correction.c.id
+    who = (correction.c.id, correction.c.submitter, text.c.relation, text.c.correction_id)
+    joined = result.join(correction, correction.c.id == result.c.correction_id).outerjoin(text, with_text)
+    written = select(result.c.changeset_id, *who).select_from(joined).where(result.c.changeset_id.in_(owners))
+    results: dict[str, dict[str, tuple[Any, ...]]] = defaultdict(dict)
+    for owner, identity, *about in connection.execute(written):
+        results[owner][identity] = tuple(about)
     reverted = {identity for planned in changesets for identity in planned.reverted}
-    others = {row["id"]: row for row in repository.in_chunks(connection, who, correction.c.id, reverted)}
+    other = select(*who).select_from(correction.outerjoin(text, with_text))
+    others = {
+        row["id"]: (row["submitter"], row["relation"], row["correction_id"])
+        for row in repository.in_chunks(connection, other, correction.c.id, reverted)
+    }
     found = {}
     for planned in changesets:
         known = results[planned.id]
-        judged = _Judged(
-            planned.kind,
-            planned.planned_by,
-            tuple(gates[planned.id]),
-            planned.reverted,
-            tuple(dict.fromkeys((*known, *planned.reverted))),
-        )
-        about = [known.get(i, others.get(i)) for i in concerned(judged)]
-        people = {str(row["submitter"]): None for row in about if row is not None}
-        relations = {
-            ERASED if row["correction_id"] is None else row["relation"]: None for row in about if row is not None
-        }
+        touched = tuple(dict.fromkeys((*known, *planned.reverted)))
+        judged = _Judged(planned.kind, planned.planned_by, tuple(gates[planned.id]), planned.reverted, touched)
+        about_it = [known.get(i) or others.get(i) for i in concerned(judged)]
+        people = {str(entry[0]): None for entry in about_it if entry}
+        relations = {ERASED if entry[2] is None else entry[1]: None for entry in about_it if entry}
         found[planned.id] = _Evidence(judged, tuple(people), tuple(relations))
     return found
 
@@ -175,24 +168,30 @@ def _chains(moves: Iterable[Placed[HeadMove]], changesets: Mapping[str, _Planned
     for move in moves:
         chains[move.record.model].append(move)
     for chain in chains.values():
+        before: HeadMove | None = None
         for place, placed in enumerate(chain):
-            move, where = placed.record, f"head_move {placed.record.model} {placed.record.position}"
-            if move.position != place:
-                yield Finding(where, f"it stands where position {place} belongs", RESTORE)
-            if (move.changeset_id is None) != (place == 0):
-                yield Finding(where, "every head but the first must come from a changeset", RESTORE)
-            before = chain[place - 1].record if place else None
-            if before and move.moved_at < before.moved_at:
-                yield Finding(where, f"it is of {move.moved_at}, before the head that it follows", RESTORE)
-            planned = changesets.get(move.changeset_id or "")
-            if planned is None:
-                continue
-            if planned.place > placed.place:
-                yield Finding(where, f"changeset #{planned.number} came after it", RESTORE)
-            if (planned.model, planned.candidate_version) != (move.model, move.version):
-                yield Finding(where, f"changeset #{planned.number} leads to another version", RESTORE)
-            if before and (planned.parent, planned.parent_version) != (before.changeset_id, before.version):
-                yield Finding(where, f"changeset #{planned.number} was not planned on the head before", RESTORE)
+            for problem in _link(place, placed, before, changesets.get(placed.record.changeset_id or "")):
+                yield Finding(f"head_move {placed.record.model} {placed.record.position}", problem, RESTORE)
+            before = placed.record
+
+
+def _link(place: int, placed: Placed[HeadMove], before: HeadMove | None, planned: _Planned | None) -> Iterator[str]:
+    """What is wrong with a move of the head at a place of its chain, after `before`, by a changeset."""
+    move = placed.record
+    if move.position != place:
+        yield f"it stands where position {place} belongs"
+    if (move.changeset_id is None) != (place == 0):
+        yield "every head but the first must come from a changeset"
+    if before and move.moved_at < before.moved_at:
+        yield f"it is of {move.moved_at}, before the head that it follows"
+    if planned is None:
+        return
+    if planned.place > placed.place:
+        yield f"changeset #{planned.number} came after it"
+    if (planned.model, planned.candidate_version) != (move.model, move.version):
+        yield f"changeset #{planned.number} leads to another version"
+    if before and (planned.parent, planned.parent_version) != (before.changeset_id, before.version):
+        yield f"changeset #{planned.number} was not planned on the head before"
 
 
 def _plans(moves: Iterable[Placed[HeadMove]], changesets: Mapping[str, _Planned]) -> Iterator[Finding]:
@@ -234,4 +233,4 @@ def _readable(work: UnitOfWork, table: Any) -> Iterator[Mapping[str, Any]]:
             form(row).encode()
         except (Unreadable, UnicodeEncodeError):
             continue
-        yield row._mapping
+        yield dict(row._mapping)

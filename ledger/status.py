@@ -270,10 +270,10 @@ def _state(
 
 def _about(connection: Connection, model: str, subjects: Collection[str]) -> list[Correction]:
     """The corrections of some subjects, and all that they supersede or are superseded by."""
-    table, text = tables.correction, tables.correction_text
-    statement = repository.with_text(Correction).where(table.c.model == model)
-    keys = {subject_key(subject) for subject in subjects}
-    rows = {row["id"]: row for row in repository.in_chunks(connection, statement, text.c.subject_key, keys)}
+    table, statement = tables.correction, repository.with_text(Correction)
+    ids = repository.owners(connection, Correction, "subject_key", {subject_key(subject) for subject in subjects})
+    named = repository.in_chunks(connection, statement, table.c.id, ids)
+    rows = {row["id"]: row for row in named if row["model"] == model}
     last = dict(rows)
     while last:
         earlier = [row["supersedes"] for row in last.values() if row["supersedes"] is not None]

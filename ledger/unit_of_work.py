@@ -143,10 +143,10 @@ class UnitOfWork:
         table = tables.correction
         if subjects is None:
             return repository.select_records(self.connection, Correction, table.c.model == model)
-        statement = repository.with_text(Correction).where(table.c.model == model)
         keys = {subject_key(subject) for subject in subjects}
-        found = repository.in_chunks(self.connection, statement, tables.correction_text.c.subject_key, keys)
-        rows = sorted(found, key=lambda row: int(row["sequence"]))
+        ids = repository.owners(self.connection, Correction, "subject_key", keys)
+        found = repository.in_chunks(self.connection, repository.with_text(Correction), table.c.id, ids)
+        rows = sorted((row for row in found if row["model"] == model), key=lambda row: int(row["sequence"]))
         return repository.read_records(self.connection, Correction, rows)
 
     def quarantined(self) -> list[Quarantined]:
@@ -369,14 +369,10 @@ class UnitOfWork:
 
     def _known(self, kind: type[S], records: Sequence[S]) -> dict[str, S]:
         """The records that say what one of `records` says, by their text digest."""
-        text = repository.TEXT_OF[kind]
-        owner = text.c[str(tables.TEXT_TABLES[text])]
-        said = [record.text_digest() for record in records]
-        statement = repository.with_text(kind).add_columns(text.c.text_digest)
-        rows = list(repository.in_chunks(self.connection, statement, text.c.text_digest, said))
-        found = repository.read_records(self.connection, kind, rows)
-        assert owner is not None
-        return {row["text_digest"]: record for row, record in zip(rows, found, strict=True)}
+        ids = repository.owners(self.connection, kind, "text_digest", [record.text_digest() for record in records])
+        table = repository.TABLE_OF[kind]
+        rows = list(repository.in_chunks(self.connection, repository.with_text(kind), table.c.id, ids))
+        return {record.text_digest(): record for record in repository.read_records(self.connection, kind, rows)}
 
     def _exists(self, table: Table, condition: ColumnElement[bool]) -> bool:
         return self.connection.scalar(select(1).select_from(table).where(condition).limit(1)) is not None

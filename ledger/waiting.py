@@ -49,7 +49,7 @@ def surplus() -> CompoundSelect[Any]:
 def rebuild_waiting(work: UnitOfWork) -> tuple[int, int]:
     """Make the index what the records say; returns how many rows were put in and how many taken out.
 
-    It reads every record that settles a correction: seconds for a million of them.
+    It reads every record that settles a correction: half a minute for a million of them.
     """
     connection, table = work.connection, tables.waiting
     out = list(connection.execute(surplus()))

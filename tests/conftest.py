@@ -1,5 +1,17 @@
-"""What the tests of every package share: a PostgreSQL server, started once, when the first test asks for it."""
+"""What the tests of every package share: a PostgreSQL server, started once, when the first test asks for it; no keys."""
+
+from collections.abc import Iterator
+
+import pytest
 
 from tests.postgres import ledger_url, postgres
 
 __all__ = ["ledger_url", "postgres"]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _keys_of_nobody(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """No test reads or writes the keys of the person who runs it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("NSE_KEYS", str(tmp_path_factory.mktemp("keys")))
+        yield

@@ -65,31 +65,6 @@ def status(workspace: WorkspaceOption = None, as_json: JsonOption = False) -> No
         table("changesets that wait", ("no.", "kind", "status", "reason"), rows)
 
 
-def verify(
-    workspace: WorkspaceOption = None,
-    weights: Annotated[bool, typer.Option(help="Compose the weights of every version again.")] = True,
-    as_json: JsonOption = False,
-) -> None:
-    """Check every digest, rule, artifact and version; exit 1 if anything is wrong."""
-    from flows.audit import audit
-    from flows.progress import shown
-    from flows.session import Session
-    from flows.workspace import open_workspace
-
-    with shown(ERR) as progress:
-        findings = audit(Session(open_workspace(workspace)), weights=weights, progress=progress)
-    if as_json:
-        emit({"ok": not findings, "findings": [finding.to_dict() for finding in findings]})
-    elif findings:
-        table(f"{len(findings)} findings", ("where", "problem", "what to do"), [
-            (finding.where, finding.problem, finding.advice) for finding in findings
-        ])  # fmt: skip
-    else:
-        say("all is well: ledger, artifacts and the weights of every version are what they say they are")
-    if findings:
-        raise typer.Exit(1)
-
-
 def serve(workspace: WorkspaceOption = None, by: ByOption = None) -> None:
     """Run the nightly round on the schedule of params.yaml, through Prefect, until stopped."""
     from flows.environment import server

@@ -25,6 +25,7 @@ import psycopg
 import sqlalchemy.dialects.postgresql.psycopg
 import sqlalchemy.dialects.sqlite  # noqa: F401
 
+import flows.checkpoints
 import flows.session
 import ledger.artifacts
 from flows.apply import apply
@@ -155,7 +156,7 @@ def _state(workspace: Workspace, run: Run) -> Any:
         "changesets": [[c.kind, c.candidate_version, state.status(c)] for c in state.changesets.values()],
         "waiting": len(waiting),
         "events": events,
-        "files": sorted(path.name for path in (workspace.root / "artifacts").rglob("*") if path.is_file()),
+        "deltas": sorted(path.name for path in (workspace.root / "artifacts" / "deltas").glob("*")),
         "drafts": sorted(path.name for path in (workspace.state / "drafts").glob("*")),
         "uncommitted": status.stdout.decode(),
     }
@@ -255,6 +256,16 @@ def _after(owner: Any, name: str, strike: Callable[[], None]) -> None:
     setattr(owner, name, struck)
 
 
+def _before(owner: Any, name: str, strike: Callable[[], None]) -> None:
+    original = getattr(owner, name)
+
+    def struck(*arguments: Any, **named: Any) -> Any:
+        strike()
+        return original(*arguments, **named)
+
+    setattr(owner, name, struck)
+
+
 def _in_the_copy(strike: Callable[[], None]) -> None:
     def half(read: Any, write: Any) -> None:
         write.write(read.read(100))
@@ -283,5 +294,6 @@ _PLACES: dict[str, Callable[[Callable[[], None]], None]] = {
     "after dvc add": partial(_after, dvc.repo.Repo, "add"),
     "after git commit": partial(_after, DvcStore, "_commit"),
     "after dvc push": partial(_after, dvc.repo.Repo, "push"),
+    "before git commit": partial(_before, flows.checkpoints, "commit"),
     "before the commit": partial(_after, UnitOfWork, "close"),
 }

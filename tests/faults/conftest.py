@@ -172,6 +172,9 @@ class Stage:
         url = f"sqlite:///{place}/space/ledger.db"
         if self.postgres is not None:
             (place / "space" / "ledger.db").unlink()
+            git = ("git", "-C", str(place / "space"))  # the checkpoints are of the ledger that goes
+            subprocess.run([*git, "rm", "--quiet", "checkpoints/*.note"], check=True)
+            subprocess.run([*git, "commit", "--quiet", "-m", "Another ledger"], check=True)
             url = self.postgres.new_url()
         scene = Scene(place, url, self.zygote)
         if self.postgres is not None:

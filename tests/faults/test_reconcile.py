@@ -9,11 +9,13 @@ from typing import Any
 import pytest
 from sqlalchemy import delete
 
+from flows.checkpoints import record
 from flows.lock import DIED, writer
 from flows.reconcile import reconcile, repairs
 from flows.workspace import Workspace
 from ledger import tables
 from ledger.artifacts import DvcStore
+from ledger.records import PolicyAdopted
 from tests.flows.conftest import corrections, edited, git_log, nse, workspace
 
 __all__ = ["corrections", "edited", "git_log", "nse", "workspace"]
@@ -148,3 +150,15 @@ def test_the_index_of_what_waits_is_made_anew(workspace: Workspace, corrections:
     assert lines(workspace) == ["made the index of what waits anew: 1 put in, 0 taken out"]
     with ledger.read() as work:
         assert work.waiting(workspace.model) == waiting
+
+
+def test_a_checkpoint_that_did_not_come_into_git_is_committed(
+    edited: Workspace, git_log: Callable[[], list[str]]
+) -> None:
+    record(edited, push=False)  # makes the log's key
+    lines(edited)
+    with edited.ledger().begin() as work:
+        work.add_policy(PolicyAdopted(model=edited.model, text="{}", adopted_by="Ann", adopted_at=edited.now()))
+        size = work.log.size() + 1
+    assert lines(edited) == [f"committed checkpoints/{size}.note, the checkpoint of the ledger's last event"]
+    assert git_log()[0] == f"Checkpoint of the ledger at {size} events"

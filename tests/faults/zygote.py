@@ -7,9 +7,11 @@ torch may be used after the fork.
 
 import json
 import os
+import resource
 import signal
 import sys
 import time
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -45,8 +47,7 @@ def _fork(function: Any, run: dict[str, Any]) -> int:
         code = function(run)
     finally:  # whatever happens, the child must not read the next job
         if code == 70:
-            import traceback
-
+            resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
             (out / "trace").write_text(traceback.format_exc())
         os._exit(code)
 

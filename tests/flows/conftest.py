@@ -85,6 +85,8 @@ def write_suite(folder: Path, gates: dict[str, str], name: str = "suite.yaml") -
 def template(model: Path, inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A workspace with its second moments, to be copied."""
     root = tmp_path_factory.mktemp("template") / "space"
+    monkeypatch = pytest.MonkeyPatch()
+    monkeypatch.setenv("NSE_KEYS", str(root.parent / "keys"))  # they are copied with it
     setup = Setup(
         model=model,
         name="tiny",
@@ -96,6 +98,7 @@ def template(model: Path, inputs: Path, tmp_path_factory: pytest.TempPathFactory
     )
     workspace = init(root, setup)
     collect(model=model, corpus=root / "corpus.txt", layers=(0, 1), output=workspace.second_moment)
+    monkeypatch.undo()
     return root
 
 
@@ -106,6 +109,7 @@ def workspace(template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.delenv("NSE_KEY_PASSPHRASE", raising=False)
     monkeypatch.setenv("NSE_KEYS", str(tmp_path / "keys"))
     shutil.copytree(template.parent, tmp_path / "place", symlinks=True)
+    shutil.copytree(template.parent / "keys", tmp_path / "keys")
     root = tmp_path / "place" / template.name
     monkeypatch.chdir(root)
     return open_workspace(root)

@@ -23,11 +23,10 @@ NOW = datetime(2026, 11, 21, 12, tzinfo=UTC)
 
 
 @pytest.fixture(autouse=True)
-def keys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder of keys for the test alone, without a passphrase."""
-    monkeypatch.setenv("NSE_KEYS", str(tmp_path / "keys"))
-    monkeypatch.delenv("NSE_KEY_PASSPHRASE", raising=False)
-    return tmp_path / "keys"
+def keys(workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Another machine's folder of keys: not even the log's is there."""
+    monkeypatch.setenv("NSE_KEYS", str(tmp_path / "elsewhere"))
+    return tmp_path / "elsewhere"
 
 
 @pytest.fixture

@@ -13,14 +13,15 @@ from flows.cli import exit_code
 from flows.commands import prove as commands
 from flows.errors import FlowError
 from flows.workspace import Workspace
-from ledger.checkpoints import stated
+from ledger.checkpoints import log_key_name, stated
 from ledger.errors import LedgerError
+from ledger.keys import KeyRing
 
 Run = Callable[..., tuple[int, str]]
 
 
 @pytest.fixture
-def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
+def run(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
     """Runs one of the commands of proof; gives its exit code and what it said."""
     app, group = typer.Typer(pretty_exceptions_enable=False), typer.Typer()
     app.command()(commands.verify)
@@ -30,14 +31,14 @@ def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> 
     app.add_typer(group, name="ledger")
 
     def call(*arguments: object) -> tuple[int, str]:
-        capsys.readouterr()
+        capfd.readouterr()
         try:
             app(args=[str(argument) for argument in arguments])
         except SystemExit as stopped:
             code = int(stopped.code or 0)
         except (FlowError, LedgerError) as error:
             return exit_code(error), str(error)
-        return code, capsys.readouterr().out
+        return code, capfd.readouterr().out
 
     return call
 
@@ -152,6 +153,19 @@ def test_who_has_no_key_of_the_log_proves_with_the_last_checkpoint_and_makes_non
     assert not (tmp_path / "another machine").exists()
     after = subprocess.run(["git", "status", "--porcelain"], cwd=filed.root, capture_output=True, text=True, check=True)
     assert after.stdout == status.stdout
+
+
+def test_a_checkpoint_that_cannot_be_signed_now_is_a_warning_and_the_next_one_covers_it(
+    workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("NSE_KEYS", str(tmp_path / "locked"))
+    KeyRing(tmp_path / "locked").create(log_key_name(workspace.model), passphrase="secret")
+    assert checkpoints.keep_checkpoint(workspace) is None
+    assert "needs its passphrase" in caplog.text
+    monkeypatch.setenv("NSE_KEY_PASSPHRASE", "secret")
+    size = checkpoints.keep_checkpoint(workspace)
+    with workspace.ledger().read() as work:
+        assert size == work.log.size()
 
 
 @pytest.mark.slow

@@ -47,9 +47,9 @@ class FakeStore:
         self.problems: dict[str, list[str]] = {}
         self.checked: list[str] = []
 
-    def put(self, source: Path, folder: str) -> StoredArtifact:
+    def put(self, source: Path, folder: str, *, suffix: str = ".safetensors") -> StoredArtifact:
         sha256 = hashlib.sha256(source.read_bytes()).hexdigest()
-        return StoredArtifact(f"{folder}/{sha256[:16]}.safetensors", sha256)
+        return StoredArtifact(f"{folder}/{sha256[:16]}{suffix}", sha256)
 
     def fetch(self, path: str, sha256: str) -> Path:
         return Path(path)

@@ -211,8 +211,8 @@ def open_history(url: str) -> History:
     return History(Ledger(connect(url, create=True), new_salt=salts()))
 
 
-def full_history(url: str) -> History:
-    """Make a ledger in which everything has happened, and two corrections still wait."""
+def full_history(url: str, *, filled: int = FILLED) -> History:
+    """Make a ledger in which everything has happened, and `filled` and two corrections still wait."""
     history = open_history(url)
     history.start()
     first = history.file()
@@ -231,7 +231,7 @@ def full_history(url: str) -> History:
     history.revoke("Ann Ölz")
     history.by_policy(history.file("Cyprus", "euro"))
     with history.ledger.begin() as work:  # so many that the log has a node
-        work.file([history.correction(f"Country {number}", "euro") for number in range(FILLED)])
+        work.file([history.correction(f"Country {number}", "euro") for number in range(filled)])
     history.checkpoint()
     history.file("Estonia", "euro", effective_date=None)
     history.file("Malta", "euro")

@@ -1,174 +1,140 @@
-"""Verification finds whatever was changed past the triggers, and reports all of it."""
+"""Verification finds what was recorded against the rules and artifacts that are not what they were, and says so."""
 
-import hashlib
 import shutil
-import sqlite3
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from ledger import audit
 from ledger.artifacts import DvcStore
-from ledger.records import ActiveDelta, CaseResult, Decision, Gate
-from ledger.tables import metadata, row_digest
-
-COLUMNS = [(table.name, column.name) for table in metadata.sorted_tables for column in table.columns]
-
-
-@contextmanager
-def tampering(path: Path, table: str) -> Iterator[sqlite3.Connection]:
-    """Change a table as somebody with the file can: without its triggers, which are put back afterwards."""
-    with closing(sqlite3.connect(path)) as database:
-        database.row_factory = sqlite3.Row
-        triggers = database.execute(
-            "SELECT name, sql FROM sqlite_master WHERE type = 'trigger' AND tbl_name = ?", (table,)
-        ).fetchall()
-        for trigger in triggers:
-            database.execute(f"DROP TRIGGER {trigger['name']}")
-        yield database
-        for trigger in triggers:
-            database.execute(trigger["sql"])
-        database.commit()
+from ledger.erasing import purge, revealing
+from ledger.records import ActiveDelta, CaseResult, Changeset, Decision, Gate, HeadMove
+from tests.ledger.conftest import FakeStore
+from tests.ledger.history import LOG, MODEL, History, full_history, open_history, signer
 
 
-def flip(database: sqlite3.Connection, table: str, column: str, spoil: str) -> None:
-    """Change one column of the table's last row."""
-    keys = [key.name for key in metadata.tables[table].primary_key.columns]
-    row = database.execute(f"SELECT * FROM {table} ORDER BY {', '.join(keys)} DESC LIMIT 1").fetchone()
-    where = " AND ".join(f"{key} = ?" for key in keys)
-    database.execute(f"UPDATE {table} SET {column} = {spoil} WHERE {where}", [row[key] for key in keys])
+@pytest.fixture
+def history(tmp_path: Path) -> History:
+    """A ledger at its base, with two people who may decide."""
+    made = open_history(f"sqlite:///{tmp_path / 'ledger.db'}")
+    made.start()
+    return made
 
 
-def wheres(scenario, store) -> list[str]:
-    return [finding.where for finding in audit.verify(scenario.ledger, store)]
+def found(history: History, store: Any = None) -> list[tuple[str, str]]:
+    findings = audit.verify(history.ledger, store or FakeStore(), keys=[LOG.key])
+    return [(" ".join(f.where.split()[:2]), f.problem) for f in findings]
 
 
-def test_a_ledger_nobody_touched_has_no_findings(full, fake_store) -> None:
-    assert audit.verify(full.ledger, fake_store) == []
-    assert len(fake_store.checked) == 2
+def decide(history: History, changeset: Changeset, reviewer: str, *, signed_by: str | None = None) -> None:
+    """Record a decision past the rules, as a defective program might."""
+    key = signer(signed_by) if signed_by else None
+    decision = Decision(
+        changeset_id=changeset.id,
+        verdict="approve",
+        reviewer=reviewer,
+        reason="mine",
+        decided_at=history.now(),
+        key_id=key.id if key else None,
+    )
+    if key:
+        object.__setattr__(decision, "signature", key.sign(decision))
+    with history.ledger.begin() as work:
+        work.add_decision(decision)
 
 
-@pytest.mark.parametrize(("table", "column"), COLUMNS)
-def test_one_changed_value_in_any_column_of_any_table_is_found_and_its_row_named(
-    full, fake_store, table: str, column: str
+def force(history: History, changeset: Changeset) -> None:
+    """Move the head to a changeset past the rules."""
+    with history.ledger.begin() as work:
+        history.move(work, changeset, history.now())
+
+
+def test_a_ledger_nobody_touched_has_no_findings_on_either_database(ledger_url: str) -> None:
+    store = FakeStore()
+    steps: list[tuple[str, int, int]] = []
+    history = full_history(ledger_url)
+    findings = audit.verify(history.ledger, store, keys=[LOG.key], progress=lambda *step: steps.append(step))
+    assert findings == []
+    assert len(store.checked) == len(set(store.checked)) == 5
+    assert {stage for stage, _, _ in steps} == {"rows of the ledger", "decisions", "artifacts"}
+    assert all(done <= total for _, done, total in steps)
+
+
+def test_a_changeset_applied_without_approval_is_found(history: History) -> None:
+    force(history, history.propose(history.file()))
+    assert found(history) == [("changeset #1", "it was applied when it had 0 of 1 approvals")]
+
+
+def test_a_failed_gate_and_the_approval_of_who_filed_it_are_found(history: History) -> None:
+    with history.ledger.begin() as work:
+        history.register(work, "Sub")
+    changeset = history.propose(history.file(), gates=(Gate("specificity", ">=", 0.9, 0.5, False),))
+    decide(history, changeset, "SUB", signed_by="Sub")
+    force(history, changeset)
+    problems = [problem for _, problem in found(history)]
+    assert problems[0] == "a gate failed"
+    assert problems[1] == "the approve by SUB: SUB filed one of its corrections"
+    assert problems[2].startswith("it was applied when it had 0 of 1 approvals")
+
+
+@pytest.mark.parametrize(
+    ("signed_by", "problem"),
+    [
+        (None, "it is not signed"),
+        ("Rex", "it is signed with the key of Rex"),
+        ("Mallory", "was not registered before it"),
+    ],
+)
+def test_a_decision_that_its_reviewer_did_not_sign_is_found_applied_or_not(
+    history: History, signed_by: str | None, problem: str
 ) -> None:
-    with tampering(full.path, table) as database:
-        kind = database.execute(f"SELECT typeof({column}) FROM {table} WHERE {column} IS NOT NULL LIMIT 1").fetchone()
-        number = kind[0] in ("integer", "real")
-        flip(database, table, column, f"coalesce({column}, 0) + 1000" if number else f"coalesce({column}, '') || 'x'")
-        keys = [key.name for key in metadata.tables[table].primary_key.columns]
-        rows = [tuple(row) for row in database.execute(f"SELECT {', '.join(keys)} FROM {table}")]
-    names = {" ".join([table, *map(str, key)]) for key in rows}
-    found = [finding for finding in audit.verify(full.ledger, fake_store) if "was changed" in finding.problem]
-    assert {finding.where for finding in found} & names
+    changeset = history.propose(history.file())
+    decide(history, changeset, "Ann Ölz", signed_by=signed_by)
+    [(where, said)] = found(history)
+    assert where.startswith("decision ")
+    assert problem in said
+    force(history, changeset)
+    assert any(problem in said for where, said in found(history) if where == "changeset #1")
 
 
-@pytest.mark.parametrize(("table", "column"), COLUMNS)
-@pytest.mark.parametrize("spoil", ["x'ff00'", "CAST(x'41ff42' AS TEXT)", "'[{\"'", "-1e300"])
-def test_whatever_a_value_is_spoilt_to_verification_goes_on_to_its_end(
-    full, fake_store, table: str, column: str, spoil: str
-) -> None:
-    fake_store.problems = {"artifacts/deltas/one.safetensors": ["is gone"]}
-    with tampering(full.path, table) as database:
-        flip(database, table, column, spoil)
-    found = wheres(full, fake_store)
-    assert any(where.startswith(table) for where in found)
-    assert (table, column) == ("changeset_delta", "path") or "artifact artifacts/deltas/one.safetensors" in found
+def test_a_head_whose_changeset_was_planned_on_another_head_is_found(history: History) -> None:
+    stale = history.propose(history.file())
+    history.approve(stale)
+    history.write(history.file("Bulgaria"))
+    with history.ledger.begin() as work:
+        head = work.head(MODEL)
+        move = HeadMove(MODEL, head.position + 1, stale.candidate_version, stale.id, history.now(), "x")
+        work._add(move, at=move.moved_at)
+    where, problem = found(history)[-1]
+    assert (where, problem) == ("head_move world", "changeset #1 was not planned on the head before")
 
 
-def test_all_problems_are_reported_and_not_only_the_first(full, fake_store) -> None:
-    for table in metadata.tables:
-        with tampering(full.path, table) as database:
-            flip(database, table, "row_digest", "'spoilt'")
-    found = wheres(full, fake_store)
-    assert {where.split()[0] for where in found} >= set(metadata.tables)
+def test_changesets_on_different_bases_or_on_no_head_are_found(history: History) -> None:
+    history.propose(history.file())
+    history.propose(history.file("Bulgaria"), base_digest="0" * 64)
+    history.propose(history.file("Latvia"), parent_version="1" * 64)
+    assert found(history) == [
+        ("changeset #2", f"its base is {'0' * 12}, that of #1 is {'ba5e' * 3}"),
+        ("changeset #3", "no head of the model was what it says it was planned on"),
+    ]
 
 
-@pytest.mark.parametrize("table", ["correction", "quarantined", "changeset", "decision", "changeset_case"])
-def test_a_deleted_row_is_missed(full, fake_store, table: str) -> None:
-    keys = ", ".join(key.name for key in metadata.tables[table].primary_key.columns)
-    with tampering(full.path, table) as database:
-        database.execute(f"DELETE FROM {table} WHERE ({keys}) IN (SELECT {keys} FROM {table} LIMIT 1)")
-    assert wheres(full, fake_store)
-
-
-def test_a_changed_row_with_its_digest_made_to_fit_is_found_by_the_identity_of_the_record(full, fake_store) -> None:
-    with tampering(full.path, "changeset_metric") as database:
-        flip(database, "changeset_metric", "value", "0.125")
-        table = metadata.tables["changeset_metric"]
-        for row in database.execute("SELECT * FROM changeset_metric WHERE value = 0.125").fetchall():
-            database.execute(
-                "UPDATE changeset_metric SET row_digest = ? WHERE changeset_id = ? AND position = ?",
-                (row_digest(table, dict(row)), row["changeset_id"], row["position"]),
-            )
-    [finding] = audit.verify(full.ledger, fake_store)
-    assert finding.where.startswith("changeset ")
-    assert "not the digest of the content" in finding.problem
-
-
-def test_a_missing_trigger_is_found(full, fake_store) -> None:
-    with closing(sqlite3.connect(full.path)) as database:
-        database.execute("DROP TRIGGER decision_refuse_delete")
-    [finding] = audit.verify(full.ledger, fake_store)
-    assert (finding.where, finding.problem) == ("table decision", "the trigger that refuses delete is gone")
-
-
-def insert_head(scenario, changeset) -> None:
-    """Move the head past the rules, as a defective program might."""
-    from ledger import repository
-    from ledger.records import HeadMove
-
-    with scenario.ledger.begin() as work:
-        head = work.head("demo")
-        move = HeadMove("demo", head.position + 1, changeset.candidate_version, changeset.id, scenario.now(), "x")
-        repository.insert_record(work.connection, move, repository.last_sequence(work.connection) + 1)
-
-
-def test_a_changeset_applied_without_approval_is_found(scenario, fake_store) -> None:
-    insert_head(scenario, scenario.propose(scenario.file()))
-    [finding] = audit.verify(scenario.ledger, fake_store)
-    assert (finding.where[:12], finding.problem) == ("changeset #1", "it was applied without an approval that stands")
-
-
-def test_a_changeset_applied_with_a_failed_gate_or_by_its_submitters_approval_is_found(scenario, fake_store) -> None:
-    changeset = scenario.propose(scenario.file(), gates=(Gate("specificity", ">=", 0.9, 0.5, False),))
-    with scenario.ledger.begin() as work:
-        work.add_decision(
-            Decision(
-                changeset_id=changeset.id,
-                verdict="approve",
-                reviewer="ANA",
-                reason="mine",
-                decided_at=scenario.now(),
-            )
-        )
-    insert_head(scenario, changeset)
-    problems = [finding.problem for finding in audit.verify(scenario.ledger, fake_store)]
-    assert problems[0] == "it was applied although a gate failed"
-    assert problems[1].endswith("ANA filed one of its corrections")
-    assert len(problems) == 2
-
-
-def test_a_head_whose_changeset_was_planned_on_another_head_is_found(scenario, fake_store) -> None:
-    stale = scenario.propose(scenario.file())
-    scenario.approve(stale)
-    scenario.write(scenario.file("Bulgaria"))
-    insert_head(scenario, stale)
-    [finding] = audit.verify(scenario.ledger, fake_store)
-    assert (finding.where, finding.problem) == ("head_move demo 2", "changeset #1 was not planned on the head before")
-
-
-def test_changesets_on_different_bases_are_found(scenario, fake_store) -> None:
-    scenario.propose(scenario.file())
-    scenario.propose(scenario.file("Bulgaria"), base_digest="0" * 64)
-    [finding] = audit.verify(scenario.ledger, fake_store)
-    assert finding.problem == f"its base is {'0' * 12}, that of #1 is {'ba5e' * 3}"
+def test_every_problem_of_every_artifact_is_reported_and_a_purged_one_is_none(history: History) -> None:
+    correction = history.file()
+    [change] = history.write(correction).changes
+    store = FakeStore()
+    store.problems = {change.path: ["is gone", "is not on the remote"]}
+    assert found(history, store) == [(f"artifact {change.path}", problem) for problem in store.problems[change.path]]
+    history.write(kind="revert", active=())
+    with history.ledger.begin() as work:
+        [artifact] = revealing(work, correction)
+        purge(work, artifact, reason="article 17", by="Dora", at=history.now())
+    assert found(history, store) == []
 
 
 def test_a_delta_with_one_byte_changed_is_found_and_a_missing_one_is_pulled(
-    scenario, workspace: Path, tmp_path: Path
+    history: History, workspace: Path, tmp_path: Path
 ) -> None:
     store = DvcStore(workspace)
     active = []
@@ -176,12 +142,12 @@ def test_a_delta_with_one_byte_changed_is_found_and_a_missing_one_is_pulled(
         (tmp_path / "delta").write_bytes(b"factors %d" % number)
         stored = store.put(tmp_path / "delta", "artifacts/deltas")
         active.append(ActiveDelta(stored.sha256, stored.path))
-    one, two = scenario.file(), scenario.file("Bulgaria")
+    one, two = history.file(), history.file("Bulgaria")
     results = tuple(CaseResult(c.id, "edited", 9, 1, d.sha256) for c, d in zip((one, two), active, strict=True))
-    scenario.write(active=tuple(active), results=results)
+    history.write(active=tuple(active), results=results)
     (workspace / active[1].path).unlink()
     shutil.rmtree(workspace / ".dvc" / "cache")
-    assert audit.verify(scenario.ledger, store) == []
+    assert found(history, store) == []
     assert (workspace / active[1].path).exists()
 
     spoilt = workspace / active[0].path
@@ -189,6 +155,6 @@ def test_a_delta_with_one_byte_changed_is_found_and_a_missing_one_is_pulled(
     content[3] ^= 1
     spoilt.chmod(0o644)
     spoilt.write_bytes(content)
-    [finding] = audit.verify(scenario.ledger, store)
-    assert finding.where == f"artifact {active[0].path}"
-    assert hashlib.sha256(content).hexdigest()[:12] in finding.problem
+    [(where, problem)] = found(history, store)
+    assert where == f"artifact {active[0].path}"
+    assert "holds other bytes" in problem

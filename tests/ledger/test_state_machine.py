@@ -13,7 +13,14 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 
 from ledger import audit, erasing, merkle, repository, tables
 from ledger.database import connect
@@ -430,8 +437,6 @@ def test_the_ledger_says_what_a_model_ledger_says_whatever_people_do(new_ledger:
         pass
 
     OnThisLedger.new_ledger = new_ledger
-    from hypothesis.stateful import run_state_machine_as_test
-
     run_state_machine_as_test(
         OnThisLedger,
         settings=settings(

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -187,7 +188,7 @@ def test_each_applied_changeset_has_a_statement_that_is_signed_by_the_log(export
     statements = [opened(line, [LOG.key]) for line in lines]
     assert [s["subject"][0]["name"] for s in statements] == [f"world@v{n}" for n in range(1, len(lines) + 1)]
     assert {(s["_type"], s["predicateType"]) for s in statements} == {("https://in-toto.io/Statement/v1", PREDICATE)}
-    for earlier, later in zip(statements, statements[1:], strict=False):
+    for earlier, later in pairwise(statements):
         assert later["predicate"]["parent"]["sha256"] == earlier["subject"][0]["digest"]["sha256"]
     assert [d["reviewer"] for d in statements[0]["predicate"]["decisions"]] == ["Rex"]
     assert statements[0]["predicate"]["gates"][0]["passed"] is True
