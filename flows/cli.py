@@ -66,6 +66,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except (NseError, LedgerError, FlowError) as error:
         ERR.print(f"error: {' '.join(str(error).split())}", markup=False, soft_wrap=True)
         raise SystemExit(exit_code(error)) from error
+    except OSError as error:  # no room, no right to write: the machine's fault, not the program's
+        ERR.print(f"error: {error}", markup=False, soft_wrap=True)
+        raise SystemExit(2) from error
     except KeyboardInterrupt:
         ERR.print("stopped")
         raise SystemExit(130) from None

@@ -8,10 +8,12 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from flows.errors import FlowError
+from flows.errors import Refused
 from flows.workspace import Workspace
 
 PATIENCE_SECONDS = 10.0
+DIED = "writer.died.json"
+"""Where a writer finds who held the lock before it and died; `flows.reconcile` says it."""
 
 
 @contextmanager
@@ -19,7 +21,7 @@ def writer(workspace: Workspace, doing: str, by: str, *, patience: float = PATIE
     """Holds the workspace's writer lock inside the block.
 
     Raises:
-        FlowError: If somebody else still holds it after `patience` seconds; the line says who.
+        Refused: If somebody else still holds it after `patience` seconds; the line says who.
     """
     workspace.state.mkdir(exist_ok=True)
     holder = workspace.state / "writer.json"
@@ -27,14 +29,17 @@ def writer(workspace: Workspace, doing: str, by: str, *, patience: float = PATIE
     try:
         lock.acquire(timeout=patience)
     except Timeout as error:
-        raise FlowError(
+        raise Refused(
             f"{_who(holder)} is writing to this workspace", "wait until it is done, then try again"
         ) from error
     try:
+        if holder.exists():
+            holder.replace(workspace.state / DIED)  # whoever wrote it did not come to the end
         said = {"doing": doing, "by": by, "since": workspace.now(), "pid": getpid()}
         holder.write_text(json.dumps(said, ensure_ascii=False), encoding="utf-8")
         yield
     finally:
+        holder.unlink(missing_ok=True)
         lock.release()
 
 

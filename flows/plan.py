@@ -15,12 +15,13 @@ from flows.errors import FlowError, Refused
 from flows.evidence import Evidence, judge, provenance
 from flows.lock import writer
 from flows.progress import Progress, silent, under
-from flows.reconcile import reconcile
+from flows.reconcile import ARTIFACTS, reconcile
 from flows.session import Session, request_of
 from flows.workspace import Workspace
 from ledger.active import changes_between
 from ledger.records import ActiveDelta, CaseResult, Changeset, Correction
-from ledger.status import ModelState, correction_statuses, read_state
+from ledger.status import ModelState, changeset_status, correction_statuses, open_proposals, read_state
+from ledger.unit_of_work import UnitOfWork
 from nse.contexts import read_contexts
 from nse.delta import Delta
 from nse.editors import EditContext, get_editor
@@ -33,10 +34,9 @@ from nse.subjects import companions
 from nse.values import ValueStore, values_for
 
 T = TypeVar("T")
+WAITS = ("proposed", "approved")
 RunStep = Callable[..., Any]
 """Called as `run_step(name, function, *arguments)`; returns what the function returns."""
-
-ARTIFACTS = "artifacts/deltas"
 
 
 def call_directly(_name: str, function: Callable[..., T], *arguments: Any) -> T:
@@ -209,9 +209,27 @@ class Round:
                 raise Refused(
                     "the head moved while the round was planned; nothing was proposed", "run `nse plan` again"
                 )
+            self._check_alone(work, plan, wanted)
             number = work.add_changeset(changeset).number or 0
         approve_by_policy(self.workspace, number)
         return number
+
+    def _check_alone(self, work: UnitOfWork, plan: str, wanted: Plan) -> None:
+        """Checks that nobody else, on another machine say, has proposed this meanwhile."""
+        state = open_proposals(work, self.workspace.model)
+        same, written = work.planned(self.workspace.model, plan), set(wanted.corrections)
+        for other in state.changesets.values():
+            touched = wanted.kind == "edit" and not written.isdisjoint(other.correction_ids)
+            if state.status(other) in WAITS and (other.number == same or touched):
+                problem = f"{other.planned_by} proposed changeset #{other.number} meanwhile, at {other.planned_at}"
+                raise Refused(f"{problem}; nothing was proposed", "decide about that one")
+
+    def open_before(self, plan: str) -> int | None:
+        """Number of the changeset of this very plan that waits, if there is one: from a run that died after it."""
+        with self.workspace.ledger().read() as work:
+            number = work.planned(self.workspace.model, plan)
+            waits = number is not None and changeset_status(work, work.changeset(f"#{number}")) in WAITS
+        return number if waits else None
 
     def _plan(self, plan: str) -> Plan:
         return Plan(**Draft(self.workspace, plan).read("plan"))

@@ -17,6 +17,7 @@ from flows.checkpoints import kept, key_here, record
 from flows.draft import Draft
 from flows.errors import FlowError
 from flows.git import git
+from flows.lock import DIED
 from flows.workspace import Workspace
 from ledger.artifact_names import artifacts_of
 from ledger.erasing import purged
@@ -28,7 +29,6 @@ from ledger.waiting import rebuild_waiting
 
 ARTIFACTS = "artifacts/deltas"
 _ARTIFACT = re.compile(r"[0-9a-f]{16}\.safetensors(\.dvc)?")
-DIED = "writer.died.json"
 
 
 @dataclass(frozen=True, slots=True)

@@ -131,12 +131,14 @@ def plan_revert(
     with writer(workspace, "revert", by):
         run_step("reconcile", partial(reconcile, workspace))
         plan = run_step("choose what stays", partial(_choose, session, target.checked(), mode, tell))
-        run_step("compute values", steps.values, plan)
-        run_step("edit", steps.edit, plan)
-        run_step("evaluate", steps.evaluate, plan)
-        stored = run_step("store delta", steps.store, plan)
-        number = run_step("propose changeset", steps.propose, plan, stored)
-        run_step("checkpoint", partial(keep_checkpoint, workspace))
+        number = steps.open_before(plan)
+        if number is None:
+            run_step("compute values", steps.values, plan)
+            run_step("edit", steps.edit, plan)
+            run_step("evaluate", steps.evaluate, plan)
+            stored = run_step("store delta", steps.store, plan)
+            number = run_step("propose changeset", steps.propose, plan, stored)
+            run_step("checkpoint", partial(keep_checkpoint, workspace))
     with workspace.ledger().read() as work:
         return work.changeset(f"#{number}")
 

@@ -8,6 +8,7 @@ import hashlib
 import logging
 import os
 import shutil
+import sqlite3
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -125,7 +126,7 @@ class DvcStore:
             lock.parent.mkdir(exist_ok=True)
             with FileLock(lock), _quiet(), Repo(str(self._root), _wait_for_lock=True) as repo:
                 yield repo
-        except (DvcException, OSError) as error:
+        except (DvcException, OSError, sqlite3.Error) as error:  # sqlite3: DVC keeps what it knows of files in one
             raise ArtifactError(f"DVC refused {path}: {error}", 'check the workspace with "dvc status -c"') from error
 
     def _commit(self, path: str) -> None:

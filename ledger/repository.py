@@ -265,10 +265,10 @@ def wait(connection: Connection, corrections: Sequence[tuple[int, Correction]]) 
     connection.execute(insert(tables.waiting), rows)
 
 
-def settle(connection: Connection, corrections: Collection[str]) -> None:
-    """Take corrections, and those that they supersede directly or through others, out of the index of what waits."""
+def settle(connection: Connection, corrections: Collection[str], *, superseded: bool) -> None:
+    """Take corrections out of the index of what waits; with `superseded`, also those that they supersede, through others too."""
     table, found = tables.correction, set(corrections)
-    last = found
+    last = found if superseded else set()
     while last:
         earlier = in_chunks(
             connection, select(table.c.supersedes).where(table.c.supersedes.is_not(None)), table.c.id, last
@@ -282,3 +282,13 @@ def settle(connection: Connection, corrections: Collection[str]) -> None:
 def last_sequence(connection: Connection) -> int:
     """Return the number of the last event of the log, 0 when it is empty."""
     return connection.scalar(select(func.max(tables.log_event.c.sequence))) or 0
+
+
+def last_time(connection: Connection) -> str | None:
+    """Return the time that the last event of the log names, None when the log is empty."""
+    event, last = tables.log_event, last_sequence(connection)
+    kind = connection.scalar(select(event.c.kind).where(event.c.sequence == last))
+    if kind not in tables.TIME_OF:
+        return None
+    column = tables.TIME_OF[kind]
+    return connection.scalar(select(column).where(column.table.c.sequence == last))

@@ -388,7 +388,7 @@ def correction_statuses(state: ModelState) -> dict[str, CorrectionStatus]:
         replacers = state.replacers.get(identity, frozenset())
         # One in force is superseded when its successor is; one that waits need not be written any more, unless a
         # person turned the successor down.
-        waits = fate == "pending" and any(first[replacer] != "rejected" for replacer in replacers)
+        waits = fate == "pending" and any(first[replacer] not in ("rejected", "erased") for replacer in replacers)
         if waits or (fate == "reverted" and replacers & now):
             status[identity] = "superseded"
     _hold_back_rivals(state, status)

@@ -232,6 +232,14 @@ waiting = _table(
 )
 
 RECORD_TABLES = (correction, quarantined, changeset, decision, head_move, key_event, policy, erasure)
+TIME_OF = {
+    column.table.name: column
+    for column in (
+        *(correction.c.filed_at, quarantined.c.quarantined_at, changeset.c.planned_at, decision.c.decided_at),
+        *(head_move.c.moved_at, key_event.c.at, policy.c.adopted_at, erasure.c.erased_at),
+    )
+}
+"""The column of each record table, by its name, that says when a row was recorded."""
 PART_TABLES = (changeset_change, changeset_result, changeset_metric, changeset_gate, changeset_case)
 INSERT_ONLY = (*RECORD_TABLES, *PART_TABLES, log_event, log_node, checkpoint)
 TEXT_TABLES = {correction_text: "correction_id", quarantined_text: "quarantined_id", case_text: None}

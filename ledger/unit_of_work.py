@@ -9,6 +9,7 @@ import secrets
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
 from typing import TypeVar
 
 from sqlalchemy import ColumnElement, Connection, Engine, Table, delete, func, select
@@ -39,33 +40,44 @@ T = TypeVar("T", Correction, Changeset)
 S = TypeVar("S", Correction, Quarantined)
 R = TypeVar("R", bound=Record)
 
+CLOCK_TOLERANCE = timedelta(minutes=10)
+"""By how much an event may lie before the one that was recorded last: clocks of two machines differ."""
 _TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ")
 _PREFIX = re.compile(r"[0-9a-f]{6,64}")
 
 
-def open_ledger(url: str, *, create: bool = False) -> "Ledger":
+def open_ledger(url: str, *, create: bool = False, any_clock: bool = False) -> "Ledger":
     """Open the ledger at `url` (`sqlite:///path` or `postgresql://...`); with `create`, make it or upgrade its schema.
+
+    With `any_clock`, events may be recorded that lie before the last one: what the last one says is what was wrong.
 
     Raises:
         LedgerError: There is none, or it cannot be opened.
         SchemaError: Its schema is newer than this program, or older and `create` is false.
     """
-    return Ledger(connect(url, create=create))
+    return Ledger(connect(url, create=create), any_clock=any_clock)
 
 
 class Ledger:
     """A ledger that is open. Safe to share between threads; connections live as long as one unit of work."""
 
-    def __init__(self, engine: Engine, *, new_salt: Callable[[], str] = lambda: secrets.token_hex(16)) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        *,
+        new_salt: Callable[[], str] = lambda: secrets.token_hex(16),
+        any_clock: bool = False,
+    ) -> None:
         """Use `open_ledger`. `new_salt` gives 32 hexadecimal digits that nobody can guess."""
         self._engine = engine
         self._new_salt = new_salt
+        self.any_clock = any_clock
 
     @contextmanager
     def begin(self) -> Iterator["UnitOfWork"]:
         """Write: committed when the block ends normally, rolled back otherwise. Writers wait for one another."""
         with transaction(self._engine, write=True) as connection:
-            work = UnitOfWork(connection, new_salt=self._new_salt)
+            work = UnitOfWork(connection, new_salt=self._new_salt, any_clock=self.any_clock)
             yield work
             work.close()
 
@@ -87,11 +99,12 @@ class Filed:
 class UnitOfWork:
     """The records of the ledger within one transaction."""
 
-    def __init__(self, connection: Connection, *, new_salt: Callable[[], str]) -> None:
+    def __init__(self, connection: Connection, *, new_salt: Callable[[], str], any_clock: bool = False) -> None:
         """Use `Ledger.begin` or `Ledger.read`."""
         self.connection = connection
         self.log = Log(connection)
         self._new_salt = new_salt
+        self._any_clock = any_clock
         self._events: list[LogEvent] = []
         self._sequence: int | None = None
 
@@ -216,7 +229,7 @@ class UnitOfWork:
             return
         self._add(decision, at=decision.decided_at)
         if decision.verdict == "reject":
-            repository.settle(self.connection, self._written(decision.changeset_id))
+            repository.settle(self.connection, self._written(decision.changeset_id), superseded=False)
 
     def decisions(self, changeset_id: str) -> list[Decision]:
         """Return the decisions about a changeset in order."""
@@ -343,7 +356,7 @@ class UnitOfWork:
             raise LedgerError(problem, "plan it again")
         move = HeadMove(model, head.position + 1, version, changeset.id, max(at, head.moved_at), by)
         self._add(move, at=at)
-        repository.settle(self.connection, self._written(changeset.id))
+        repository.settle(self.connection, self._written(changeset.id), superseded=True)
         return move
 
     # --- what they share
@@ -395,6 +408,8 @@ class UnitOfWork:
                 raise LedgerError(f"{time!r} is not a UTC time", "write it as 2026-11-21T02:45:34Z")
         if self._sequence is None:
             self._sequence = repository.last_sequence(self.connection)
+            if not self._any_clock:
+                self._check_clock(min(at))
         numbered = list(enumerate(records, self._sequence + 1))
         self._sequence += len(records)
         table = repository.TABLE_OF[type(records[0])]
@@ -403,6 +418,15 @@ class UnitOfWork:
             leaf_hash = merkle.leaf_hash(repository.leaf(table, row)).hex()
             self._events.append(LogEvent(row["sequence"], table.name, ref, leaf_hash))
         return numbered
+
+    def _check_clock(self, at: str) -> None:
+        """Raise if a time lies well before the last event's: a clock was set back, and the order of events would be lost."""
+        last = repository.last_time(self.connection)
+        if last is not None and datetime.fromisoformat(at) < datetime.fromisoformat(last) - CLOCK_TOLERANCE:
+            problem = f"the clock says {at}, but the last event was recorded at {last}"
+            raise LedgerError(
+                problem, "set the clock right; if the recorded time was the wrong one, give NSE_ANY_CLOCK=1"
+            )
 
     def _by_prefix(self, kind: type[T], ref: str, noun: str) -> T:
         prefix = ref.lower()

@@ -1,6 +1,6 @@
 """Whatever goes wrong in whichever step: the ledger verifies, `nse reconcile` tidies up, and the same run comes to the same end.
 
-Real processes, killed or hindered, on SQLite and PostgreSQL. The outcomes are the table of `docs/faults.md`.
+Real processes, killed or hindered, on SQLite and PostgreSQL. The outcomes are the table of `docs/ledger.md`.
 """
 
 import os
@@ -23,7 +23,7 @@ STEPS = {
     "apply": ("reconcile", "check decision", "check weights", "move head", "checkpoint"),
     "revert": ("reconcile", "choose what stays", *_ROUND),
 }
-DOCUMENT = Path(__file__).parents[2] / "docs" / "faults.md"
+DOCUMENT = Path(__file__).parents[2] / "docs" / "ledger.md"
 BEGIN, END = "<!-- made by tests/faults/test_matrix.py -->", "<!-- end -->"
 BOTH = ("SQLite", "PostgreSQL")
 

@@ -24,7 +24,8 @@ NOW = datetime(2026, 11, 21, 12, tzinfo=UTC)
 
 @pytest.fixture(autouse=True)
 def keys(workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Another machine's folder of keys: not even the log's is there."""
+    """Another machine's folder of keys, not even the log's is there; and a clock that says what the test wants."""
+    monkeypatch.setenv("NSE_ANY_CLOCK", "1")
     monkeypatch.setenv("NSE_KEYS", str(tmp_path / "elsewhere"))
     return tmp_path / "elsewhere"
 

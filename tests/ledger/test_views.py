@@ -134,6 +134,7 @@ def history(scenario):
     """v0 on the 21st, v1 on the 22nd at noon, v2 on the 24th."""
     from ledger.unit_of_work import UnitOfWork
 
+    scenario.ledger.any_clock = True
     for position, at in ((1, "2026-11-22T12:00:00Z"), (2, "2026-11-24T00:00:00Z")):
         changeset = scenario.propose(
             scenario.file(f"Country {position}"), candidate_version=f"abcdef{position}" + "0" * 57
