@@ -25,6 +25,7 @@ from ledger.persons import read_registry
 @pytest.fixture(autouse=True)
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder of keys for the test alone, without a passphrase."""
+    monkeypatch.setenv("NSE_ANY_CLOCK", "1")
     monkeypatch.setenv("NSE_KEYS", str(tmp_path / "keys"))
     monkeypatch.delenv("NSE_KEY_PASSPHRASE", raising=False)
     return tmp_path / "keys"
