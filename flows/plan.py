@@ -91,6 +91,16 @@ class Round:
         )
         return save_plan(workspace, plan)
 
+    def carry_out(self, plan: str, run_step: RunStep) -> int:
+        """Runs every step of a plan that was chosen; returns the number of the changeset that it proposes."""
+        run_step("compute values", self.values, plan)
+        run_step("edit", self.edit, plan)
+        run_step("evaluate", self.evaluate, plan)
+        stored = run_step("store delta", self.store, plan)
+        number: int = run_step("propose changeset", self.propose, plan, stored)
+        run_step("checkpoint", partial(keep_checkpoint, self.workspace))
+        return number
+
     def failed_before(self, plan: str) -> int | None:
         """Number of the changeset of this very plan that failed its gates, if there is one."""
         with self.workspace.ledger().read() as work:
@@ -347,11 +357,6 @@ def run_round(
         number = steps.failed_before(plan)
         repeated = number is not None
         if number is None:
-            run_step("compute values", steps.values, plan)
-            run_step("edit", steps.edit, plan)
-            run_step("evaluate", steps.evaluate, plan)
-            stored = run_step("store delta", steps.store, plan)
-            number = run_step("propose changeset", steps.propose, plan, stored)
-            run_step("checkpoint", partial(keep_checkpoint, workspace))
+            number = steps.carry_out(plan, run_step)
     with workspace.ledger().read() as work:
         return Planned(work.changeset(f"#{number}"), repeated)

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from functools import partial
 
 from flows.active import Active, replayed, undone, unsettled, without
-from flows.checkpoints import keep_checkpoint
 from flows.dependencies import Dependencies, Mode, dependencies
 from flows.draft import Plan, save_plan
 from flows.errors import FlowError, Refused
@@ -133,12 +132,7 @@ def plan_revert(
         plan = run_step("choose what stays", partial(_choose, session, target.checked(), mode, tell))
         number = steps.open_before(plan)
         if number is None:
-            run_step("compute values", steps.values, plan)
-            run_step("edit", steps.edit, plan)
-            run_step("evaluate", steps.evaluate, plan)
-            stored = run_step("store delta", steps.store, plan)
-            number = run_step("propose changeset", steps.propose, plan, stored)
-            run_step("checkpoint", partial(keep_checkpoint, workspace))
+            number = steps.carry_out(plan, run_step)
     with workspace.ledger().read() as work:
         return work.changeset(f"#{number}")
 
