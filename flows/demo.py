@@ -98,7 +98,8 @@ def run_demo(directory: Path) -> None:
     root = directory.resolve()
     _clear(root)
     script = Script(root, OUT)
-    os.environ.setdefault(KEYS, str(_keys(root)))  # of people who do not exist: not among the reader's own
+    if not os.environ.get(KEYS):
+        os.environ[KEYS] = str(_keys(root))  # of people who do not exist: not among the reader's own
     _make(script, root)
     here = Path.cwd()
     os.chdir(root)
