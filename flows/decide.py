@@ -74,12 +74,11 @@ def decide(workspace: Workspace, reference: str | None, verdict: Verdict, *, rev
     return Decided(changeset, decision, standing, missing, tuple(note for note in notes if note))
 
 
-def approve_by_policy(workspace: Workspace, number: int) -> Decision | None:
-    """Lets the adopted policy approve a changeset that was just proposed; None if it is for people to decide."""
-    with workspace.ledger().begin() as work:
-        policy = rules_of(policy_at(read_policies(work, workspace.model)))
-        key = log_signer(workspace, work) if policy.auto else None
-        return auto_approve(work, work.changeset(f"#{number}"), at=workspace.now(), signer=key) if key else None
+def approve_by_policy(workspace: Workspace, work: UnitOfWork, changeset: Changeset) -> Decision | None:
+    """Lets the adopted policy approve a changeset, in the transaction that proposes it; None if it is for people to decide."""
+    policy = rules_of(policy_at(read_policies(work, workspace.model)))
+    key = log_signer(workspace, work) if policy.auto else None
+    return auto_approve(work, changeset, at=workspace.now(), signer=key) if key else None
 
 
 def adopt(workspace: Workspace, *, by: str, first: bool = False) -> Adopted:

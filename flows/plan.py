@@ -220,9 +220,9 @@ class Round:
                     "the head moved while the round was planned; nothing was proposed", "run `nse plan` again"
                 )
             self._check_alone(work, plan, wanted)
-            number = work.add_changeset(changeset).number or 0
-        approve_by_policy(self.workspace, number)
-        return number
+            proposed = work.add_changeset(changeset)
+            approve_by_policy(self.workspace, work, proposed)
+        return proposed.number or 0
 
     def _check_alone(self, work: UnitOfWork, plan: str, wanted: Plan) -> None:
         """Checks that nobody else, on another machine say, has proposed this meanwhile."""

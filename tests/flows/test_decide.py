@@ -17,7 +17,7 @@ from ledger.errors import DecisionRefused
 from ledger.keys import KeyRing
 from ledger.persons import read_registry
 from ledger.policy import POLICY, Auto, Policy, Rule, When
-from ledger.records import CaseResult, Changeset, Correction, DeltaChange, Gate
+from ledger.records import CaseResult, Changeset, Correction, Decision, DeltaChange, Gate
 
 NOW = datetime(2026, 11, 21, 12, tzinfo=UTC)
 
@@ -44,6 +44,12 @@ def under(workspace: Workspace, **approval: object) -> Workspace:
     """The workspace with another approval section in `params.yaml`."""
     params = workspace.params.model_copy(update={"approval": ApprovalParams.model_validate(approval)})
     return replace(workspace, params=params)
+
+
+def by_policy(workspace: Workspace, changeset: Changeset) -> Decision | None:
+    """What the policy says of a changeset."""
+    with workspace.ledger().begin() as work:
+        return flow.approve_by_policy(workspace, work, changeset)
 
 
 _numbers: Iterator[int] = iter(range(1, 10_000))
@@ -189,16 +195,16 @@ def test_a_proposal_within_the_limits_is_approved_by_policy_and_others_wait(plac
     lax = under(place, auto={"max_corrections": 1}, rules=rules)
     first = propose(lax)
     assert first.number is not None
-    assert flow.approve_by_policy(lax, first.number) is None  # not adopted
+    assert by_policy(lax, first) is None  # not adopted
     flow.adopt(lax, by="Ann")
-    decision = flow.approve_by_policy(lax, first.number)
+    decision = by_policy(lax, first)
     assert decision is not None
     assert decision.reviewer == POLICY
     with lax.ledger().read() as work:
         assert decisions.check_applicable(work, first, at=lax.now()).approved
     second = propose(lax, relation="currency")
     assert second.number is not None
-    assert flow.approve_by_policy(lax, second.number) is None
+    assert by_policy(lax, second) is None
 
 
 def test_the_policy_approves_nothing_where_the_ledgers_own_key_is_not(
@@ -206,10 +212,9 @@ def test_the_policy_approves_nothing_where_the_ledgers_own_key_is_not(
 ) -> None:
     lax = under(place, auto={"max_corrections": 1})
     flow.adopt(lax, by="Ann")
-    number = propose(lax).number
+    waits = propose(lax)
     monkeypatch.setenv("NSE_KEYS", str(tmp_path / "another machine"))
-    assert number is not None
-    assert flow.approve_by_policy(lax, number) is None
+    assert by_policy(lax, waits) is None
 
 
 def test_the_changeset_that_waits_need_not_be_named(place: Workspace) -> None:
