@@ -10,17 +10,20 @@ import os
 import shutil
 import sqlite3
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import yaml
 from filelock import FileLock
 
 from ledger.errors import ArtifactError
 from ledger.records import Shown
+
+_CHECKED_TOGETHER = 200
+"""Artifacts for which DVC is opened once: while it is, nobody can store."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +45,23 @@ class ArtifactStore(Protocol):
 
     def check(self, path: str, sha256: str) -> list[str]:
         """Return what is wrong with a stored artifact, one line each; empty when all is well."""
+
+
+@runtime_checkable
+class ChecksTogether(Protocol):
+    """A store that checks many artifacts in less time than one after another."""
+
+    def check_all(self, artifacts: Sequence[tuple[str, str]]) -> Iterator[list[str]]:
+        """Yield what is wrong with each of some artifacts, given by path and SHA-256."""
+
+
+def checked(store: ArtifactStore, artifacts: Sequence[tuple[str, str]]) -> Iterator[list[str]]:
+    """Yield what is wrong with each of some artifacts, given by path and SHA-256; see `ArtifactStore.check`."""
+    if isinstance(store, ChecksTogether):
+        yield from store.check_all(artifacts)
+    else:
+        for path, sha256 in artifacts:
+            yield store.check(path, sha256)
 
 
 class DvcStore:
@@ -94,18 +114,62 @@ class DvcStore:
 
     def check(self, path: str, sha256: str) -> list[str]:
         """Return what is wrong with the local bytes (pulled if missing) and with the copy on the remote."""
-        problems = []
+        return next(self.check_all([(path, sha256)]))
+
+    def check_all(self, artifacts: Sequence[tuple[str, str]]) -> Iterator[list[str]]:
+        """Yield what `check` returns for each of many; DVC is opened, and the remote asked, once for some hundred.
+
+        Between these, others can store.
+        """
+        for start in range(0, len(artifacts), _CHECKED_TOGETHER):
+            group = artifacts[start : start + _CHECKED_TOGETHER]
+            asked = self._ask_dvc([path for path, _ in group])
+            for (path, sha256), (lost, elsewhere) in zip(group, asked, strict=True):
+                here = [lost] if lost else self._wrong_bytes(path, sha256)
+                yield list(dict.fromkeys([*here, *elsewhere]))
+
+    def _ask_dvc(self, paths: Sequence[str]) -> list[tuple[str, list[str]]]:
+        """Of each path why it cannot be pulled (empty: it is here), and what is wrong with the copy on the remote."""
+        try:
+            with self._exclusively(paths[0]) as repo:
+                lost = [self._pull_missing(repo, path) for path in paths]
+                return list(zip(lost, self._remote_problems(repo, paths), strict=True))
+        except (
+            ArtifactError
+        ) as error:  # what DVC refuses to one it refuses to all: that it opens, or that it has a remote
+            return [("", [error.problem.replace(paths[0], path)]) for path in paths]
+
+    def _pull_missing(self, repo: Any, path: str) -> str:
+        try:
+            target = self._inside(path)
+            if not target.exists():
+                with _refusals(path):
+                    repo.pull(targets=[f"{target}.dvc"])
+        except ArtifactError as error:
+            return error.problem
+        return ""
+
+    def _wrong_bytes(self, path: str, sha256: str) -> list[str]:
         try:
             self.fetch(path, sha256)
         except ArtifactError as error:
-            problems.append(error.problem)
-        try:
-            with self._exclusively(path) as repo:
-                if not self._on_remote(repo, path):
-                    problems.append(f"{path} is not on the DVC remote")
-        except ArtifactError as error:
-            problems.append(error.problem)
-        return list(dict.fromkeys(problems))
+            return [error.problem]
+        return []
+
+    def _remote_problems(self, repo: Any, paths: Sequence[str]) -> list[list[str]]:
+        md5s: list[str | None] = []
+        problems: list[list[str]] = [[] for _ in paths]
+        for path, found in zip(paths, problems, strict=True):
+            try:
+                md5s.append(self._md5(path))
+            except ArtifactError as error:
+                md5s.append(None)
+                found.append(error.problem)
+        there = set(_remote(repo).list_oids_exists([md5 for md5 in md5s if md5 is not None]))
+        for path, md5, found in zip(paths, md5s, problems, strict=True):
+            if md5 is not None and md5 not in there:
+                found.append(f"{path} is not on the DVC remote")
+        return problems
 
     def _inside(self, path: str) -> Path:
         parts = PurePosixPath(path).parts
@@ -118,16 +182,13 @@ class DvcStore:
     @contextmanager
     def _exclusively(self, path: str) -> Iterator[Any]:
         """Yield the DVC repository, quiet and to ourselves; its errors become ArtifactErrors."""
-        from dvc.exceptions import DvcException  # takes a second to import
-        from dvc.repo import Repo
+        from dvc.repo import Repo  # takes a second to import
 
         lock = self._root / ".nse" / "artifacts.lock"
-        try:
+        with _refusals(path):
             lock.parent.mkdir(exist_ok=True)
             with FileLock(lock), _quiet(), Repo(str(self._root), _wait_for_lock=True) as repo:
                 yield repo
-        except (DvcException, OSError, sqlite3.Error) as error:  # sqlite3: DVC keeps what it knows of files in one
-            raise ArtifactError(f"DVC refused {path}: {error}", 'check the workspace with "dvc status -c"') from error
 
     def _commit(self, path: str) -> None:
         ignore = str(PurePosixPath(path).parent / ".gitignore")
@@ -144,11 +205,30 @@ class DvcStore:
         return done.stdout
 
     def _on_remote(self, repo: Any, path: str) -> bool:
+        return bool(_remote(repo).exists(self._md5(path)))
+
+    def _md5(self, path: str) -> str:
+        """Return what DVC calls an artifact."""
         try:
-            md5 = yaml.safe_load((self._root / f"{path}.dvc").read_text())["outs"][0]["md5"]
-        except (OSError, yaml.YAMLError, LookupError, TypeError) as error:
+            return str(yaml.safe_load((self._root / f"{path}.dvc").read_text())["outs"][0]["md5"])
+        except (OSError, ValueError, yaml.YAMLError, LookupError, TypeError) as error:
             raise ArtifactError(f"{path}.dvc cannot be read", "restore it from Git") from error
-        return bool(repo.cloud.get_remote_odb(command="push").exists(md5))
+
+
+def _remote(repo: Any) -> Any:
+    """Return the objects on the remote of a DVC repository."""
+    return repo.cloud.get_remote_odb(command="push")
+
+
+@contextmanager
+def _refusals(path: str) -> Iterator[None]:
+    """Make DVC's errors about an artifact ArtifactErrors."""
+    from dvc.exceptions import DvcException
+
+    try:
+        yield
+    except (DvcException, OSError, sqlite3.Error) as error:  # sqlite3: DVC keeps what it knows of files in one
+        raise ArtifactError(f"DVC refused {path}: {error}", 'check the workspace with "dvc status -c"') from error
 
 
 def _copy(source: Path, target: Path) -> None:

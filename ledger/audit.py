@@ -4,21 +4,26 @@ An audit reports every problem it finds and changes nothing. That records were c
 with every digest above them, it sees only against a checkpoint from outside.
 """
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
 
-from sqlalchemy import select
+from sqlalchemy import Connection, func, select
 from sqlalchemy.exc import DBAPIError
 
 from ledger import tables
-from ledger.artifacts import ArtifactStore
+from ledger.artifacts import ArtifactStore, checked
 from ledger.checkpoints import stated
 from ledger.erasing import purged
 from ledger.findings import RESTORE, Finding, Progress
-from ledger.integrity import Integrity, Undecodable
+from ledger.integrity import Logged, check_log_and_records
 from ledger.notes import Checkpoint, NoteError, VerifierKey
-from ledger.rules import broken_rules
+from ledger.parts import check_parts
+from ledger.reading import Reading, read_all, take_texts
+from ledger.references import check_references
+from ledger.rules import check_rules
+from ledger.second import Second, Tell, in_two_processes
 from ledger.triggers import trigger_problems
 from ledger.unit_of_work import Ledger, UnitOfWork
 
@@ -26,6 +31,9 @@ __all__ = ["Finding", "check_artifacts", "check_records", "verify"]
 
 _RESTORE_CHECKPOINT = "restore it: from Git, from the DVC remote, or from a backup of the ledger"
 _RESTORE_ARTIFACT = "delete the local file to have it pulled again, or restore the DVC remote from a backup"
+
+SECOND_PROCESS_FROM = 50_000
+"""Events from which on `verify` starts a second process."""
 
 
 def silent(_stage: str, _done: int, _total: int) -> None:
@@ -39,6 +47,7 @@ def verify(
     keys: Iterable[VerifierKey] = (),
     checkpoints: Mapping[str, str] | None = None,
     progress: Progress = silent,
+    second_process_from: int = SECOND_PROCESS_FROM,
 ) -> list[Finding]:
     """Check everything; an empty list means that all is well.
 
@@ -54,11 +63,26 @@ def verify(
         keys: The keys that sign the log's checkpoints; without any, signatures on checkpoints are not checked.
         checkpoints: Notes that were kept outside the ledger, by name.
         progress: Told how far it is.
+        second_process_from: From how many events on a second process checks half of it; it takes a second to start.
+
+    Raises:
+        LedgerError: The database refuses, or the second process ended before it was done.
     """
-    with ledger.read() as work:
-        findings = check_records(work, keys=keys, checkpoints=checkpoints, progress=progress)
+    with _opened(ledger, second_process_from) as (work, second):
+        findings = check_records(work, keys=keys, checkpoints=checkpoints, progress=progress, second=second)
         artifacts = artifacts_of(work)
     return findings + check_artifacts(artifacts, store, progress=progress)
+
+
+@contextmanager
+def _opened(ledger: Ledger, second_process_from: int) -> Iterator[tuple[UnitOfWork, Second | None]]:
+    with ledger.read() as work:
+        size, url = work.log.size(), work.connection.engine.url
+        if size < second_process_from:
+            yield work, None
+            return
+    with in_two_processes(ledger, url, _check_in_second) as opened:
+        yield opened
 
 
 def check_records(
@@ -68,43 +92,69 @@ def check_records(
     checkpoints: Mapping[str, str] | None = None,
     rules: bool = True,
     progress: Progress = silent,
+    second: Second | None = None,
 ) -> list[Finding]:
     """Check all that is in the ledger's database, see `verify`; without `rules`, whether it was written and not whether it
-    should have been."""
+    should have been. A `second` process, which reads the same state, checks all but the log and the records."""
     connection = work.connection
-    _take_texts(work, lenient=True)
+    take_texts(connection, lenient=True)
     findings = [
         Finding(f"trigger {name}", f"it is {problem}", RESTORE)
         for name, problem in trigger_problems(connection).items()
     ]
     notes = _checkpoints(work, checkpoints or {}, tuple(keys), findings)
-    integrity = _integrity(work, {note.checkpoint.size for note in notes}, progress)
-    findings += integrity.findings
-    findings += _compared(notes, integrity)
-    if rules:
-        findings += broken_rules(work, progress)
-    return findings
+    rows = _Rows(connection, progress)
+    if second is not None:
+        second.begin({"rows": rows.add, "progress": progress})
+
+    def on_rows(count: int) -> None:
+        rows.add(count)
+        if second is not None:
+            second.listen()
+
+    logged, found = read_all(
+        connection,
+        lambda reading: check_log_and_records(reading, roots_at={note.checkpoint.size for note in notes}),
+        on_rows=on_rows,
+    )
+    more = second.result() if second is not None else _check_rest(connection, rows.add, progress, rules=rules)
+    return list(dict.fromkeys([*findings, *found, *_compared(notes, logged), *more]))
 
 
-def _integrity(work: UnitOfWork, sizes: Collection[int], progress: Progress) -> Integrity:
-    """Check every row: as texts, which is quick, and once more with spoilt bytes as surrogates if there are any."""
-    _take_texts(work, lenient=False)
-    integrity = Integrity(work.connection, roots_at=sizes, progress=progress)
-    try:
-        integrity.check()
-    except Undecodable:
-        _take_texts(work, lenient=True)
-        integrity = Integrity(work.connection, roots_at=sizes, progress=progress, lenient=True)
-        integrity.check()
-    _take_texts(work, lenient=True)
-    return integrity
+def _check_in_second(connection: Connection, tell: Tell) -> list[Finding]:
+    return _check_rest(connection, partial(tell, "rows"), partial(tell, "progress"), rules=True)
 
 
-def _take_texts(work: UnitOfWork, *, lenient: bool) -> None:
-    """Have SQLite give bytes that are no text as surrogates (`lenient`), so that a spoilt byte is a finding, not the end."""
-    if work.connection.dialect.name == "sqlite":
-        driver: Any = work.connection.connection.driver_connection
-        driver.text_factory = (lambda raw: raw.decode(errors="surrogateescape")) if lenient else str
+def _check_rest(
+    connection: Connection, on_rows: Callable[[int], None], progress: Progress, *, rules: bool
+) -> list[Finding]:
+    """Check what does not need the log: parts, references, rules; about as much work as the log and the records."""
+
+    def check(reading: Reading) -> None:
+        check_parts(reading)
+        check_references(reading)
+        if rules:
+            check_rules(reading, progress)
+
+    return read_all(connection, check, on_rows=on_rows)[1]
+
+
+class _Rows:
+    """How many rows were read, by whichever process."""
+
+    def __init__(self, connection: Connection, progress: Progress) -> None:
+        self._done, self._total, self._progress = 0, 0, progress
+        streamed = (tables.log_event, tables.log_node, *tables.RECORD_TABLES, *tables.PART_TABLES, tables.changeset)
+        try:
+            for table in streamed:
+                self._total += connection.scalar(select(func.count()).select_from(table)) or 0
+        except DBAPIError:
+            return  # whoever reads that table says so
+
+    def add(self, count: int) -> None:
+        """Take note of more."""
+        self._done += count
+        self._progress("rows of the ledger", min(self._done, self._total), self._total)
 
 
 def artifacts_of(work: UnitOfWork) -> list[tuple[str, str]]:
@@ -123,8 +173,8 @@ def check_artifacts(
 ) -> list[Finding]:
     """Check that artifacts, by path and SHA-256, are in the store with their bytes."""
     findings = []
-    for done, (path, sha256) in enumerate(artifacts, 1):
-        findings += [Finding(f"artifact {path}", problem, _RESTORE_ARTIFACT) for problem in store.check(path, sha256)]
+    for done, ((path, _), problems) in enumerate(zip(artifacts, checked(store, artifacts), strict=True), 1):
+        findings += [Finding(f"artifact {path}", problem, _RESTORE_ARTIFACT) for problem in problems]
         progress("artifacts", done, len(artifacts))
     return findings
 
@@ -164,13 +214,13 @@ def _checkpoints(
     return notes
 
 
-def _compared(notes: Iterable[_Note], integrity: Integrity) -> Iterator[Finding]:
+def _compared(notes: Iterable[_Note], logged: Logged) -> Iterator[Finding]:
     """Compare checkpoints with the log."""
     for note in notes:
         size, root = note.checkpoint.size, note.checkpoint.root
-        if size > integrity.size:
-            problem = f"the log had {size} events then and has {integrity.size}: records were cut off its end"
+        if size > logged.size:
+            problem = f"the log had {size} events then and has {logged.size}: records were cut off its end"
             yield Finding(note.where, problem, RESTORE)
-        elif integrity.roots.get(size) != root:
+        elif logged.roots.get(size) != root:
             problem = f"the first {size} events of the log have another root now: the history was rewritten"
             yield Finding(note.where, problem, RESTORE)

@@ -5,24 +5,24 @@ Rows that cannot be read are left out: `integrity` says which they are.
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, TypeVar
 
-from sqlalchemy import select
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy import Connection, select
 
 from ledger import repository, tables
-from ledger.adoption import Policies, adoption_objections
+from ledger.adoption import Policies, adoption_objections, rules_of
 from ledger.decisions import objections_to_applied, objections_to_decision
 from ledger.errors import LedgerError
 from ledger.findings import RESTORE, Finding, Progress, plain
 from ledger.forms import Unreadable, leaf_form
 from ledger.persons import Registry
 from ledger.placed import Placed
-from ledger.policy import concerned
+from ledger.policy import concerned, same_person
+from ledger.reading import Reading
 from ledger.records import ERASED, Decision, Gate, HeadMove, KeyEvent, PolicyAdopted
-from ledger.unit_of_work import UnitOfWork
 
 T = TypeVar("T")
 _AGAINST = "it is in force against the rules: revert it"
@@ -71,34 +71,32 @@ class _Evidence:
     relations: tuple[str | None, ...]
 
 
-def broken_rules(work: UnitOfWork, progress: Progress) -> list[Finding]:
-    """Return what was recorded against the rules."""
-    try:
-        return list(_broken(work, progress))
-    except DBAPIError as error:
-        return [Finding("rules", f"the database cannot read what they are about: {error.orig}", RESTORE)]
+def check_rules(reading: Reading, progress: Progress) -> None:
+    """Note what was recorded against the rules."""
+    reading.guard("rules", lambda: reading.findings.extend(_broken(reading.connection, progress)))
 
 
-def _broken(work: UnitOfWork, progress: Progress) -> Iterator[Finding]:
-    changesets = {planned.id: planned for planned in _planned(work)}
-    moves = _records(work, HeadMove)
+def _broken(connection: Connection, progress: Progress) -> Iterator[Finding]:
+    changesets = {planned.id: planned for planned in _planned(connection)}
+    moves = _records(connection, HeadMove)
     yield from _chains(moves, changesets)
     yield from _plans(moves, changesets)
-    registry = Registry(_records(work, KeyEvent))
+    registry = Registry(_records(connection, KeyEvent))
     yield from (Finding(f"key_event {plain(i)}", problem, RESTORE) for i, problem in registry.problems)
     policies: dict[str, list[Placed[PolicyAdopted]]] = defaultdict(list)
-    for adopted in _records(work, PolicyAdopted):
+    for adopted in _records(connection, PolicyAdopted):
         policies[adopted.record.model].append(adopted)
         for problem in adoption_objections(adopted, registry):
             yield Finding(f"policy {adopted.record.id}", problem, "adopt a policy that is signed")
     decisions: dict[str, list[Placed[Decision]]] = defaultdict(list)
-    for decision in _records(work, Decision):
+    for decision in _records(connection, Decision):
         decisions[decision.record.changeset_id].append(decision)
     applied = {move.record.changeset_id: move for move in moves}
+    asked = _asked(connection, chain.from_iterable(decisions.values()), chain.from_iterable(policies.values()))
     judged = [planned for planned in changesets.values() if planned.id in applied or planned.id in decisions]
     for done in range(0, len(judged), _AT_ONCE):
         some = judged[done : done + _AT_ONCE]
-        evidence = _evidence(work, some)
+        evidence = _evidence(connection, some, asked)
         for planned in some:
             about, move, rules = decisions[planned.id], applied.get(planned.id), policies[planned.model]
             yield from _judgement(planned, evidence[planned.id], about, move=move, registry=registry, policies=rules)
@@ -126,50 +124,105 @@ def _judgement(
             yield Finding(f"decision {decision.record.id}", problem, "it does not count: decide again")
 
 
-def _evidence(work: UnitOfWork, changesets: Sequence[_Planned]) -> dict[str, _Evidence]:
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """What decisions and policies ask about corrections: to read all of every correction would take most of the time.
+
+    Attributes:
+        all: Whether a policy asks for relations, or counts corrections.
+        filed: Else, of each changeset, those who filed corrections that it writes and decided or adopted something.
+    """
+
+    all: bool
+    filed: Mapping[str, Collection[str]]
+
+
+def _asked(
+    connection: Connection, decisions: Iterable[Placed[Decision]], policies: Iterable[Placed[PolicyAdopted]]
+) -> _Asked:
+    adopted = [placed.record for placed in policies]
+    if any(_looks_at_corrections(record) for record in adopted):
+        return _Asked(True, {})
+    deciding = {same_person(placed.record.reviewer) for placed in decisions}
+    deciding |= {same_person(record.adopted_by) for record in adopted}
+    result, correction = tables.changeset_result, tables.correction
+    submitters = connection.scalars(select(correction.c.submitter).distinct())
+    names = [name for name in submitters if isinstance(name, str) and same_person(name) in deciding]
+    written = select(result.c.changeset_id, correction.c.submitter).distinct()
+    written = written.join_from(correction, result, result.c.correction_id == correction.c.id)
+    filed = defaultdict[str, set[str]](set)
+    for row in repository.in_chunks(connection, written, correction.c.submitter, names):
+        filed[row["changeset_id"]].add(row["submitter"])
+    return _Asked(False, filed)
+
+
+def _looks_at_corrections(adopted: PolicyAdopted) -> bool:
+    try:
+        policy = rules_of(adopted)
+    except LedgerError:
+        return True
+    asks = (rule.when.relations or rule.when.min_corrections is not None for rule in policy.rules)
+    return policy.auto is not None or any(asks)
+
+
+def _evidence(connection: Connection, changesets: Sequence[_Planned], asked: _Asked) -> dict[str, _Evidence]:
     """Read what the decisions about some changesets depend on."""
     owners = [planned.id for planned in changesets]
-    connection, gate = work.connection, tables.changeset_gate
-    gates: dict[str, list[Gate]] = defaultdict(list)
-    rows = repository.in_chunks(connection, select(gate), gate.c.changeset_id, owners)
-    for row in rows:
+    gate, gates = tables.changeset_gate, defaultdict[str, list[Gate]](list)
+    for row in repository.in_chunks(connection, select(gate), gate.c.changeset_id, owners):
         try:
             gates[row["changeset_id"]].append(repository.record_of(Gate, gate, row))
         except LedgerError:
             continue
-    result, correction, text = tables.changeset_result, tables.correction, tables.correction_text
-    with_text = text.c.correction_id == correction.c.id
-    who = (correction.c.id, correction.c.submitter, text.c.relation, text.c.correction_id)
-    joined = result.join(correction, correction.c.id == result.c.correction_id).outerjoin(text, with_text)
-    written = select(result.c.changeset_id, *who).select_from(joined).where(result.c.changeset_id.in_(owners))
-    results: dict[str, dict[str, tuple[Any, ...]]] = defaultdict(dict)
-    for owner, identity, *about in connection.execute(written):
-        results[owner][identity] = tuple(about)
-    reverted = {identity for planned in changesets for identity in planned.reverted}
-    other = select(*who).select_from(correction.outerjoin(text, with_text))
-    others = {
-        row["id"]: (row["submitter"], row["relation"], row["correction_id"])
-        for row in repository.in_chunks(connection, other, correction.c.id, reverted)
-    }
+    results = _written(connection, owners) if asked.all else {}
+    reverted = _reverted(connection, {identity for planned in changesets for identity in planned.reverted})
     found = {}
     for planned in changesets:
-        known = results[planned.id]
+        known = results.get(planned.id, {})
         touched = tuple(dict.fromkeys((*known, *planned.reverted)))
         judged = _Judged(planned.kind, planned.planned_by, tuple(gates[planned.id]), planned.reverted, touched)
-        about_it = [known.get(i) or others.get(i) for i in concerned(judged)]
-        people = {str(entry[0]): None for entry in about_it if entry}
-        relations = {ERASED if entry[2] is None else entry[1]: None for entry in about_it if entry}
-        found[planned.id] = _Evidence(judged, tuple(people), tuple(relations))
+        about = [entry for i in concerned(judged) if (entry := known.get(i) or reverted.get(i))]
+        people = {submitter: None for submitter, _ in about}
+        if planned.kind != "revert":
+            people |= dict.fromkeys(asked.filed.get(planned.id, ()))
+        found[planned.id] = _Evidence(judged, tuple(people), tuple({relation: None for _, relation in about}))
     return found
+
+
+_CORRECTION = tables.correction.outerjoin(
+    tables.correction_text, tables.correction_text.c.correction_id == tables.correction.c.id
+)
+_ABOUT = (tables.correction.c.submitter, tables.correction_text.c.relation, tables.correction_text.c.correction_id)
+
+
+def _written(connection: Connection, owners: Sequence[str]) -> Mapping[str, dict[str, tuple[str, str | None]]]:
+    """Of each changeset, submitter and relation of the corrections that it writes, by their ids."""
+    result, correction = tables.changeset_result, tables.correction
+    joined = result.join(_CORRECTION, correction.c.id == result.c.correction_id)
+    statement = select(result.c.changeset_id, correction.c.id, *_ABOUT).select_from(joined)
+    found = defaultdict[str, dict[str, tuple[str, str | None]]](dict)
+    for owner, identity, *about in connection.execute(statement.where(result.c.changeset_id.in_(owners))):
+        found[owner][identity] = _about(*about)
+    return found
+
+
+def _reverted(connection: Connection, ids: Collection[str]) -> dict[str, tuple[str, str | None]]:
+    statement = select(tables.correction.c.id, *_ABOUT).select_from(_CORRECTION)
+    rows = repository.in_chunks(connection, statement, tables.correction.c.id, ids)
+    return {row["id"]: _about(row["submitter"], row["relation"], row["correction_id"]) for row in rows}
+
+
+def _about(submitter: Any, relation: str | None, text_of: str | None) -> tuple[str, str | None]:
+    return str(submitter), ERASED if text_of is None else relation
 
 
 def _chains(moves: Iterable[Placed[HeadMove]], changesets: Mapping[str, _Planned]) -> Iterator[Finding]:
     chains: dict[str, list[Placed[HeadMove]]] = defaultdict(list)
     for move in moves:
         chains[move.record.model].append(move)
-    for chain in chains.values():
+    for moves_of_model in chains.values():
         before: HeadMove | None = None
-        for place, placed in enumerate(chain):
+        for place, placed in enumerate(moves_of_model):
             for problem in _link(place, placed, before, changesets.get(placed.record.changeset_id or "")):
                 yield Finding(f"head_move {placed.record.model} {placed.record.position}", problem, RESTORE)
             before = placed.record
@@ -208,9 +261,9 @@ def _plans(moves: Iterable[Placed[HeadMove]], changesets: Mapping[str, _Planned]
             yield Finding(planned.name, "no head of the model was what it says it was planned on", RESTORE)
 
 
-def _planned(work: UnitOfWork) -> Iterator[_Planned]:
+def _planned(connection: Connection) -> Iterator[_Planned]:
     table = tables.changeset
-    for row in _readable(work, table):
+    for row in _readable(connection, table):
         try:
             reverted = repository.json_value(table, row, "reverted")
         except LedgerError:
@@ -220,15 +273,15 @@ def _planned(work: UnitOfWork) -> Iterator[_Planned]:
         yield _Planned(row["id"], row["sequence"], row["number"], reverted=tuple(map(str, reverted)), **values)
 
 
-def _records(work: UnitOfWork, kind: type[T]) -> list[Placed[T]]:
+def _records(connection: Connection, kind: type[T]) -> list[Placed[T]]:
     table = repository.TABLE_OF[kind]
-    return [Placed(row["sequence"], repository.record_of(kind, table, row)) for row in _readable(work, table)]
+    return [Placed(row["sequence"], repository.record_of(kind, table, row)) for row in _readable(connection, table)]
 
 
-def _readable(work: UnitOfWork, table: Any) -> Iterator[Mapping[str, Any]]:
+def _readable(connection: Connection, table: Any) -> Iterator[Mapping[str, Any]]:
     """Yield the rows of a table of records that hold what their columns can, in the order of the log."""
     form = leaf_form(table)
-    for row in work.connection.execute(select(table).order_by(table.c.sequence)):
+    for row in connection.execute(select(table).order_by(table.c.sequence)):
         try:
             form(row).encode()
         except (Unreadable, UnicodeEncodeError):

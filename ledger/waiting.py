@@ -6,7 +6,7 @@ is rejected; or until it is erased. `repository.wait` and `repository.settle` ke
 
 from typing import Any
 
-from sqlalchemy import CompoundSelect, Select, delete, except_, insert, select
+from sqlalchemy import ColumnElement, CompoundSelect, Select, delete, except_, insert, literal, select, union_all
 
 from ledger import tables
 from ledger.repository import AT_ONCE
@@ -17,23 +17,42 @@ _INDEX = (tables.waiting.c.model, tables.waiting.c.sequence, tables.waiting.c.co
 
 def derived() -> Select[Any]:
     """Return the query for what the index has to hold: model, sequence and id of every correction that waits."""
-    correction, result = tables.correction, tables.changeset_result
-    of_applied = select(result.c.correction_id.label("id")).join(
-        tables.head_move, tables.head_move.c.changeset_id == result.c.changeset_id
+    correction, of_waiting = tables.correction, _columns()
+    replaced = select(correction.c.supersedes.label("id")).where(correction.c.supersedes.is_not(None), _applied())
+    replaced_by_applied = replaced.cte("replaced", recursive=True)
+    earlier = select(correction.c.supersedes).join(replaced_by_applied, replaced_by_applied.c.id == correction.c.id)
+    replaced_by_applied = replaced_by_applied.union(earlier.where(correction.c.supersedes.is_not(None)))
+    erased = select(1).where(tables.erasure.c.ref == correction.c.id).exists()
+    # EXCEPT for what may be many ids without an index: of NOT IN PostgreSQL makes a loop once they do not fit its memory
+    waits = except_(
+        select(*of_waiting).where(~_applied(), ~_rejected(), ~erased),
+        select(*of_waiting).join(replaced_by_applied, replaced_by_applied.c.id == correction.c.id),
     )
-    applied = of_applied.cte("applied", recursive=True)
-    earlier = select(correction.c.supersedes).join(applied, applied.c.id == correction.c.id)
-    applied = applied.union(earlier.where(correction.c.supersedes.is_not(None)))
-    rejected = select(result.c.correction_id).join(
-        tables.decision, tables.decision.c.changeset_id == result.c.changeset_id
-    )
-    waits = except_(  # not NOT IN, which PostgreSQL makes a loop of once the ids do not fit its working memory
-        select(correction.c.id),
-        select(applied.c.id),
-        rejected.where(tables.decision.c.verdict == "reject"),
-        select(tables.erasure.c.ref),
-    ).subquery()
-    return select(correction.c.model, correction.c.sequence, correction.c.id).join(waits, waits.c.id == correction.c.id)
+    return select(waits.subquery())
+
+
+def _columns() -> tuple[Any, ...]:
+    return tables.correction.c.model, tables.correction.c.sequence, tables.correction.c.id
+
+
+def _applied() -> ColumnElement[bool]:
+    result, move = tables.changeset_result, tables.head_move
+    joined = select(1).select_from(result.join(move, move.c.changeset_id == result.c.changeset_id))
+    return joined.where(result.c.correction_id == tables.correction.c.id).exists()
+
+
+def _rejected() -> ColumnElement[bool]:
+    result, decision = tables.changeset_result, tables.decision
+    joined = select(1).select_from(result.join(decision, decision.c.changeset_id == result.c.changeset_id))
+    return joined.where(result.c.correction_id == tables.correction.c.id, decision.c.verdict == "reject").exists()
+
+
+def difference() -> CompoundSelect[Any]:
+    """Return the query for what is wrong with the index: 1 and a row that it should not have, or 0 and one that it lacks."""
+    waits = derived().cte("waits")
+    listed, right = select(*_INDEX), select(waits)
+    surplus, lacking = except_(listed, right).subquery(), except_(right, listed).subquery()
+    return union_all(select(literal(1).label("listed"), surplus), select(literal(0).label("listed"), lacking))
 
 
 def lacking() -> CompoundSelect[Any]:

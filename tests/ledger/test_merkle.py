@@ -295,11 +295,31 @@ def test_a_frontier_hands_over_each_complete_subtree_from_its_level_on_once(keep
     assert sorted(kept) == expected
 
 
+@pytest.mark.parametrize("keep_level", [0, 8, 9])
+@pytest.mark.parametrize("steps", [(1100,), (1, 255, 256, 600), (0, 300, 212, 512, 76)])
+def test_a_frontier_extended_by_many_leaves_is_the_one_that_each_was_appended_to(
+    keep_level: int, steps: tuple[int, ...]
+) -> None:
+    leaves = [leaf_hash(b"%d" % number) for number in range(sum(steps))]
+    kept: tuple[list[Any], list[Any]] = ([], [])
+    one, many = (Frontier(keep_level=keep_level, on_complete=lambda *s, to=to: to.append(s)) for to in kept)
+    for step in steps:
+        for leaf in leaves[one.size : one.size + step]:
+            one.append(leaf)
+        many.extend(leaves[many.size : many.size + step])
+        assert (many.size, many.root()) == (one.size, one.root())
+    assert kept[0] == kept[1]
+    assert len(kept[1]) > 1
+
+
 def test_a_frontier_refuses_data_in_place_of_its_hash() -> None:
     frontier = Frontier()
     with pytest.raises(ProofError, match="5 bytes, not 32"):
         frontier.append(b"event")
     assert frontier.size == 0
+    with pytest.raises(ProofError, match="5 bytes, not 32"):
+        frontier.extend([*(leaf_hash(b"%d" % number) for number in range(255)), b"event"])
+    assert frontier.size == 255
 
 
 @pytest.mark.parametrize(("level", "index"), [(0, 5), (1, 2), (3, 0), (-1, 0), (0, -1)])

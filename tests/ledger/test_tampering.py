@@ -18,6 +18,7 @@ from ledger.findings import Finding
 from ledger.log import Log, LogEvent
 from ledger.tables import metadata
 from ledger.unit_of_work import UnitOfWork
+from tests.ledger.attack import last, strip, where_is
 from tests.ledger.history import LOG, full_history
 
 COLUMNS = [(table.name, column.name) for table in metadata.sorted_tables for column in table.columns]
@@ -35,7 +36,7 @@ class Attacked:
         """Let the block change some tables past their triggers and constraints; nothing of it remains."""
         with self.engine.execution_options(ledger_write=True).connect() as connection:
             for name in names:
-                _strip(connection, metadata.tables[name])
+                strip(connection, metadata.tables[name])
             yield connection
             connection.rollback()
 
@@ -45,19 +46,6 @@ class Attacked:
         checkpoints = self.outside if outside else {}
         found = check_records(work, keys=[LOG.key], checkpoints=checkpoints)
         return [finding for finding in found if not finding.where.startswith("trigger ")]
-
-
-def _strip(connection: Connection, table: Table) -> None:
-    """Take every trigger and constraint off a table."""
-    if connection.dialect.name == "sqlite":
-        connection.execute(text(f"CREATE TABLE spoilt AS SELECT * FROM {table.name}"))
-        connection.execute(text(f"DROP TABLE {table.name}"))
-        connection.execute(text(f"ALTER TABLE spoilt RENAME TO {table.name}"))
-        return
-    connection.execute(text(f"ALTER TABLE {table.name} DISABLE TRIGGER ALL"))
-    for column in table.columns:
-        if not column.nullable and not column.primary_key:
-            connection.execute(text(f'ALTER TABLE {table.name} ALTER COLUMN "{column.name}" DROP NOT NULL'))
 
 
 @pytest.fixture(scope="module", params=["sqlite", "postgres"])
@@ -77,16 +65,6 @@ def attacked(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
             event.listen(engine, "connect", lambda connection, _, p=pragma: connection.execute(f"PRAGMA {p}"))
     yield Attacked(engine, {f"{size}.note": note.note})
     engine.dispose()
-
-
-def last(connection: Connection, table: Table) -> dict[str, Any]:
-    """Return the row with the greatest key."""
-    order = [column.desc() for column in table.primary_key.columns]
-    return dict(connection.execute(select(table).order_by(*order).limit(1)).mappings().one())
-
-
-def where_is(table: Table, row: dict[str, Any]) -> Any:
-    return [column == row[column.name] for column in table.primary_key.columns]
 
 
 def named(findings: list[Finding], *names: str) -> bool:
