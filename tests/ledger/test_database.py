@@ -243,6 +243,13 @@ def test_sqlite_is_in_wal_mode_durable_and_checks_foreign_keys(tmp_path: Path) -
     assert pragmas == ["wal", 2, 1, 30_000]
 
 
+@pytest.mark.parametrize("write", [True, False])
+def test_postgresql_compiles_no_query(postgres: PostgresServer, write: bool) -> None:
+    engine = connect(postgres.new_url(empty=True), create=True)
+    with transaction(engine, write=write) as connection:
+        assert connection.scalar(text("SHOW jit")) == "off"
+
+
 def test_text_of_every_kind_comes_back_as_it_was(ledger: Engine) -> None:
     said = "ž ☃ 𝄞 'quoted' \"double\" %s :name ? \\ \t\n"
     with transaction(ledger, write=True) as connection:
