@@ -9,6 +9,14 @@ from tests.postgres import ledger_url, postgres
 __all__ = ["ledger_url", "postgres"]
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests that share what is dear to make run in one process: those of a file, of a family in the conformance suite."""
+    for item in items:
+        callspec = getattr(item, "callspec", None)
+        family = callspec.params.get("family") if callspec else None
+        item.add_marker(pytest.mark.xdist_group(str(family or item.path)))
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _keys_of_nobody(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """No test reads or writes the keys of the person who runs it."""
