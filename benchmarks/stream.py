@@ -25,10 +25,10 @@ from safetensors.torch import load_file
 from benchmarks.nights import random_corrections
 from benchmarks.table import HERE, device_of, machine, show, write
 from nse.architecture import EditableModel, load_model
-from nse.batch import pad
 from nse.command import EditFiles, StreamOptions, edit_stream
 from nse.contexts import ContextTemplates
 from nse.delta import Delta
+from nse.evaluation.metrics import shares
 from nse.evaluation.probes import Probe, request_probes
 from nse.evaluation.run import ask, probes_of
 from nse.evaluation.suites import read_suite
@@ -36,7 +36,6 @@ from nse.hyperparameters import Hyperparameters, read_hyperparameters
 from nse.patch import Weights, compose, patched
 from nse.request import EditRequest, read_requests
 from nse.statistics import collect_second_moments, read_second_moments
-from nse.tokens import tokenize
 from tests.nse import oracle
 
 KINDS = ("efficacy", "generalization", "specificity")
@@ -115,33 +114,10 @@ def naive(
     return {"values": between - begun, "rounds": time.perf_counter() - between}, weights, z
 
 
-@torch.no_grad()
-def argmax_right(editable: EditableModel, probes: Sequence[Probe]) -> list[bool]:
-    """Whether every token of the expected answer is the most probable one, the tokens before it given."""
-    right = []
-    for start in range(0, len(probes), 64):
-        prompts = [tokenize(editable.tokenizer, p.prompt, target=p.expected) for p in probes[start : start + 64]]
-        batch = pad(editable, [p.ids for p in prompts])
-        best = editable.model(input_ids=batch.ids, attention_mask=batch.mask).logits.argmax(dim=-1).tolist()
-        right += [
-            tuple(row[p.prompt_length - 1 : len(p.ids) - 1]) == p.target_ids
-            for row, p in zip(best, prompts, strict=True)
-        ]
-    return right
-
-
 def scores(editable: EditableModel, weights: Weights, probes: Sequence[Probe]) -> dict[str, float]:
     """Efficacy, generalization and specificity by probability, by argmax and by free generation, with `weights` in force."""
     with patched(editable, weights):
-        answers, argmax = ask(editable, probes), argmax_right(editable, probes)
-    shares = {}
-    for kind in KINDS:
-        own = [(a, best) for a, best in zip(answers, argmax, strict=True) if a.kind == kind]
-        if own:
-            shares[kind] = sum(a.preferred for a, _ in own) / len(own)
-            shares[f"{kind}_accuracy"] = sum(best for _, best in own) / len(own)
-            shares[f"{kind}_generation"] = sum(a.passed for a, _ in own) / len(own)
-    return shares
+        return shares(ask(editable, probes))
 
 
 def run(options: argparse.Namespace, folder: Path) -> dict[str, Any]:

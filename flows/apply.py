@@ -6,6 +6,7 @@ from functools import partial
 from flows.checkpoints import keep_checkpoint
 from flows.errors import FlowError, Refused
 from flows.lock import writer
+from flows.metrics import keep_metrics
 from flows.plan import RunStep, call_directly
 from flows.reconcile import reconcile
 from flows.session import Session
@@ -57,6 +58,7 @@ def apply(session: Session, reference: str | None, *, by: str, run_step: RunStep
         run_step("check weights", partial(check_weights, session), changeset.id)
         run_step("move head", partial(move_head, session, by=by), changeset.id)
         run_step("checkpoint", partial(keep_checkpoint, workspace, push=True))
+        keep_metrics(workspace)
     with workspace.ledger().read() as work:
         return Applied(changeset, work.head(workspace.model), already=False)
 

@@ -1,17 +1,20 @@
 """Questions to any version of the model: what it answers, because of what, and how it does in the suite."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from flows.errors import FlowError
-from flows.progress import Progress, silent
+from flows.evidence import measured
+from flows.progress import Progress, silent, under
 from flows.session import Session, request_of
 from ledger.records import Correction, HeadMove
-from ledger.status import read_state
+from ledger.status import ModelState, read_state
 from ledger.views import resolve_version
 from nse.evaluation.generate import answer, generate, next_tokens
-from nse.evaluation.run import Evaluation, evaluate
-from nse.evaluation.suites import read_suite
+from nse.evaluation.run import Evaluation
+from nse.evaluation.suites import GateResult, Suite, read_suite
 
 TOP = 5
 
@@ -74,18 +77,59 @@ def ask(session: Session, prompt: str, *, at: str = "head") -> Answer:
     return Answer(prompt, answer(text), text, tokens, head, because)
 
 
-def evaluate_at(session: Session, at: str, *, progress: Progress = silent) -> tuple[HeadMove, Evaluation]:
-    """Runs the workspace's suite on a version, with all corrections in force there as what it must hold."""
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """What a suite says of a version.
+
+    Attributes:
+        suite: Its file.
+        metrics: By name.
+        gates: Compared with the metrics; those against the head with the version in force.
+    """
+
+    suite: Path
+    metrics: dict[str, float]
+    gates: tuple[GateResult, ...]
+
+    @property
+    def passed(self) -> bool:
+        """Whether every gate that blocks passed."""
+        return all(gate.passed for gate in self.gates if gate.severity == "block")
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain values, for `--json`."""
+        gates = [{name: getattr(gate, name) for name in gate.__slots__} for gate in self.gates]
+        return {"suite": self.suite.name, "metrics": self.metrics, "gates": gates, "passed": self.passed}
+
+
+def evaluate_at(
+    session: Session, at: str, suites: Sequence[Path] = (), *, progress: Progress = silent
+) -> tuple[HeadMove, list[Judgement]]:
+    """Runs suites, the workspace's if none is named, on a version; the corrections in force there are what it must hold.
+
+    Raises:
+        SuiteError: If a suite is malformed.
+        LedgerError: If `at` names no version.
+    """
     workspace = session.workspace
-    suite = read_suite(workspace.path(workspace.params.suite))
+    files = suites or [workspace.path(workspace.params.suite)]
+    read = [(file, read_suite(file)) for file in files]
     with workspace.ledger().read() as work:
-        head = resolve_version(work, workspace.model, at)
+        move = resolve_version(work, workspace.model, at)
         state = read_state(work, workspace.model)
-    active = state.active(head)
+    found = []
+    for file, suite in read:
+        version = _evaluation(session, suite, state, move, progress=progress)
+        same = not suite.relative or move.version == state.head.version
+        head = version if same else _evaluation(session, suite, state, state.head, progress=under("head", progress))
+        found.append(Judgement(file, version.metrics, suite.gate(version, head)))
+    return move, found
+
+
+def _evaluation(session: Session, suite: Suite, state: ModelState, move: HeadMove, *, progress: Progress) -> Evaluation:
+    active = state.active(move)
     held = state.in_force(active)
     retained = [request_of(correction) for identity, correction in state.corrections.items() if identity in held]
-    with session.at(active) as editable:
-        found = evaluate(
-            editable, suite, retained=retained, store=session.outcomes, version=head.version, progress=progress
-        )
-    return head, found
+    deltas = session.deltas(active)
+    with session.with_deltas(deltas) as editable:
+        return measured(session, editable, suite, deltas=deltas, retained=retained, progress=progress)

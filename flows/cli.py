@@ -7,9 +7,11 @@ import typer
 
 from flows.commands import (
     backup,
+    bench,
     calibrate,
     changesets,
     erase,
+    evaluate,
     export,
     filing,
     history,
@@ -18,8 +20,10 @@ from flows.commands import (
     policy,
     prove,
     reconcile,
+    report,
     revert,
     tools,
+    train,
 )
 from flows.commands.output import ERR
 from flows.errors import FlowError
@@ -37,9 +41,10 @@ COMMANDS = (
     *(place.init, filing.ingest, filing.values),
     *(changesets.plan, changesets.show, changesets.approve, changesets.reject, changesets.withdraw, changesets.apply),
     *(revert.revert, erase.erase, history.log, history.blame, history.diff, history.ask, place.status),
-    *(history.approvals, history.pending, history.edited, history.touched),
+    *(report.report, history.approvals, history.pending, history.edited, history.touched),
     *(prove.prove, prove.verify, reconcile.reconcile, backup.backup, backup.restore),
-    *(tools.evaluate, tools.edit, tools.stats, calibrate.calibrate, place.serve, place.demo),
+    *(evaluate.evaluate, tools.edit, tools.stats, train.train, calibrate.calibrate, bench.bench),
+    *(place.serve, place.demo),
 )
 for command in COMMANDS:
     app.command()(command)

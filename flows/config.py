@@ -64,9 +64,10 @@ class MethodParams(_Section):
 
 
 class RoundParams(_Section):
-    """How much one night does."""
+    """How much one night does: corrections of a round, and rounds tried to find those that make it fail its gates (0: none)."""
 
     batch_size: int = Field(default=50, ge=1)
+    bisection_solves: int = Field(default=12, ge=0)
 
 
 class WhenParams(_Section):

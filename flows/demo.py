@@ -167,15 +167,19 @@ def _ask_the_past(script: Script) -> None:
 
 
 def _second_night(script: Script) -> None:
-    script.title("A second night: one of its corrections is false, and a canary of the suite dies")
+    script.title(
+        "A second night: one of its corrections is false, a canary dies; it is found and left out, the others go on"
+    )
     script.nse("ingest", str(DEMO / "corrections_second_night.csv"), "--prefect")
-    script.nse("plan", "--by", PLANNER, "--prefect", expect=1)
-    script.refused("approve", "2", "--by", REVIEWER, "--reason", "Looks fine to me.")
-    script.nse("reject", "2", "--by", REVIEWER, "--reason", "The capital of France has not moved.")
+    script.nse("plan", "--by", PLANNER, "--prefect")
+    script.nse(
+        "approve", "2", "--by", REVIEWER, "--reason", "The capital of France has not moved; the others are right."
+    )
+    script.nse("apply", "2", "--by", PLANNER, "--prefect")
 
 
 def _revert(script: Script, workspace: Workspace) -> tuple[Changeset, Changeset]:
-    """Reverts one correction, then the whole first round; returns the two changesets."""
+    """Reverts one correction, then everything; returns the two changesets."""
     with workspace.ledger().read() as work:
         croatia = next(c for c in work.corrections(workspace.model) if c.subject == "Croatia")
     script.title("Undo a single correction: its column is left out, the others stay")
@@ -183,8 +187,8 @@ def _revert(script: Script, workspace: Workspace) -> tuple[Changeset, Changeset]
     script.nse("approve", "3", "--by", REVIEWER, "--reason", "Agreed.")
     script.nse("apply", "3", "--by", PLANNER, "--prefect")
     script.nse("ask", "The currency of Croatia is the")
-    script.title("Undo the whole round: the weights are those of the base model again, to the bit")
-    script.nse("revert", "#1", "--reason", "To show it.", "--by", PLANNER, "--prefect")
+    script.title("Undo everything: the weights are those of the base model again, to the bit")
+    script.nse("revert", "--to", "base", "--reason", "To show it.", "--by", PLANNER, "--prefect")
     script.nse("approve", "4", "--by", REVIEWER, "--reason", "Agreed.")
     script.nse("apply", "4", "--by", PLANNER, "--prefect")
     script.nse("diff", "v1", "head")
@@ -227,8 +231,8 @@ def _summary(script: Script, workspace: Workspace, single: Changeset, whole: Cha
     script.console.print()
     script.console.print(
         f"Summary: {len(first.results)} corrections in one round, by free generation: {shares}; perplexity x"
-        f"{value['perplexity_ratio']:.3f}; the false night was stopped; after one revert {100 * kept:.0f}% of the others held; "
-        f"after reverting the round the model {same}; {seconds:.0f} s{late}.",
+        f"{value['perplexity_ratio']:.3f}; the false correction was left out; after one revert {100 * kept:.0f}% of the "
+        f"others held; after reverting everything the model {same}; {seconds:.0f} s{late}.",
         style="bold",
         soft_wrap=True,
     )

@@ -5,8 +5,8 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from flows.draft import Plan
-from flows.plan import value_store
 from flows.session import Session, request_of
+from flows.values import value_store
 from ledger.active import changes_between
 from ledger.records import ActiveDelta, CaseResult, Correction, HeadMove, Shown
 from ledger.status import CorrectionStatus, ModelState, Proposal, correction_statuses

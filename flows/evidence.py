@@ -3,7 +3,7 @@
 import dataclasses
 import platform
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -12,22 +12,38 @@ from flows.progress import Progress, under
 from flows.session import Session
 from flows.workspace import Workspace
 from ledger.records import CaseRow, Gate, Metric, Phase
+from nse.architecture import EditableModel
 from nse.delta import Delta
 from nse.editors import get_editor
+from nse.evaluation.harness import harness_metrics
 from nse.evaluation.run import Evaluation, evaluate
-from nse.evaluation.suites import read_suite
+from nse.evaluation.suites import Suite, read_suite
 from nse.fingerprint import file_digest
 from nse.request import EditRequest
+
+WARNING = "warning: "
+"""Begins the name, in a changeset's provenance, of a gate that only warns and failed."""
 
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """Metrics and cases of head and candidate, and the gates."""
+    """Metrics and cases of head and candidate, the gates that block, and those that warn and failed.
+
+    Attributes:
+        warnings: By gate, as it is written, the value of the candidate. They go into the changeset's provenance: its gates are
+            those that decide about it.
+    """
 
     candidate_version: str
     metrics: tuple[Metric, ...]
     gates: tuple[Gate, ...]
     cases: tuple[CaseRow, ...]
+    warnings: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def gate_passed(self) -> bool:
+        """Whether every gate that blocks passed."""
+        return all(gate.passed for gate in self.gates)
 
     def to_json(self) -> dict[str, Any]:
         """As plain values, floats as they are."""
@@ -41,6 +57,7 @@ class Evidence:
             tuple(Metric(**m) for m in data["metrics"]),
             tuple(Gate(**g) for g in data["gates"]),
             tuple(CaseRow(**c) for c in data["cases"]),
+            data.get("warnings", {}),
         )
 
 
@@ -69,28 +86,58 @@ def judge(
     for phase, deltas in phases:
         with session.with_deltas(deltas) as editable:
             told = under(phase, progress)
-            found[phase] = evaluate(
-                editable,
-                suite,
-                requests=requests,
-                retained=retained,
-                store=session.outcomes,
-                version=session.version(deltas),
-                progress=told,
+            found[phase] = measured(
+                session, editable, suite, deltas=deltas, requests=requests, retained=retained, progress=told
             )
-    gates = suite.gate(found["candidate"])
+    gates = suite.gate(found["candidate"], found["head"])
     return Evidence(
         candidate_version=session.version(candidate),
         metrics=tuple(Metric(n, phase, float(v)) for phase, e in found.items() for n, v in sorted(e.metrics.items())),
         gates=tuple(
-            Gate(g.name, ">=" if g.op == ">=" else "<=", float(g.bound), float(g.value), bool(g.passed)) for g in gates
+            Gate(g.name, ">=" if g.op == ">=" else "<=", float(g.bound), float(g.value), bool(g.passed))
+            for g in gates
+            if g.severity == "block"
         ),
         cases=tuple(
             CaseRow(c.kind, phase, c.case_id, c.prompt, c.expected, float(c.probability), c.generated, bool(c.passed))
             for phase, evaluation in found.items()
             for c in evaluation.cases
         ),
+        warnings={
+            f"{WARNING}{g.name} {g.op} {g.bound:g}": f"{g.value:.4g}"
+            for g in gates
+            if g.severity == "warn" and not g.passed
+        },
     )
+
+
+def measured(
+    session: Session,
+    editable: EditableModel,
+    suite: Suite,
+    *,
+    deltas: Sequence[Delta],
+    requests: Sequence[EditRequest] = (),
+    retained: Sequence[EditRequest] = (),
+    progress: Progress,
+) -> Evaluation:
+    """Runs a suite on the weights of `deltas`, which are in force, and the tasks of the harness that it asks for.
+
+    Raises:
+        SuiteError: If it asks for tasks and the harness is not installed.
+    """
+    found = evaluate(
+        editable,
+        suite,
+        requests=requests,
+        retained=retained,
+        store=session.outcomes,
+        version=session.version(deltas),
+        progress=progress,
+    )
+    if suite.harness is None:
+        return found
+    return dataclasses.replace(found, metrics=found.metrics | harness_metrics(editable, suite.harness))
 
 
 def provenance(workspace: Workspace) -> dict[str, str]:
@@ -116,9 +163,12 @@ def provenance(workspace: Workspace) -> dict[str, str]:
             }
             raise FlowError(f"{text or name} is missing", how.get(name, f"see method.{name} in params.yaml"))
         found[name] = file_digest(path)
-    found["suite"] = read_suite(workspace.path(workspace.params.suite)).digest
+    suite = read_suite(workspace.path(workspace.params.suite))
+    found["suite"] = suite.digest
     found["python"] = platform.python_version()
     programs = {"torch": "torch", "transformers": "transformers", "nse": "nse-pipeline"}
+    if suite.harness is not None:
+        programs["harness"] = "lm-eval"
     return found | {f"{name} version": _version(package) for name, package in programs.items()}
 
 

@@ -16,6 +16,7 @@ from flows.config import PARAMS, ArchitectureParams, ModelParams, Params, read_p
 from flows.decide import adopt
 from flows.errors import FlowError
 from flows.git import commit, git, identity
+from flows.metrics import declared
 from flows.session import Session
 from flows.workspace import Workspace, ledger_url
 from ledger.unit_of_work import open_ledger
@@ -243,7 +244,7 @@ def _track_model(root: Path, model: Path) -> list[str]:
 
 
 def _stages(workspace: Workspace) -> Mapping[str, Any]:
-    """`dvc.yaml`: what is computed once from the base model, before the first round."""
+    """`dvc.yaml`: what is computed once from the base model, before the first round, and the figures of later versions."""
     params = workspace.params
     moments, hparams = params.method.second_moment, params.method.hparams
     return {
@@ -258,7 +259,8 @@ def _stages(workspace: Workspace) -> Mapping[str, Any]:
                 "deps": [params.model.path, "suites"],
                 "metrics": [{"metrics/baseline.json": {"cache": False}}],
             },
-        }
+        },
+        **declared(workspace.model),
     }
 
 

@@ -4,33 +4,32 @@ The plain path calls the steps one after another; the Prefect flows wrap each in
 """
 
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, TypeVar
 
+from flows.bisect import Search, curable, narrowed_by, search, suspicion
 from flows.checkpoints import keep_checkpoint
 from flows.decide import approve_by_policy
 from flows.draft import Draft, Plan, save_plan
-from flows.errors import FlowError, Refused
+from flows.errors import Refused
 from flows.evidence import Evidence, judge, provenance
 from flows.lock import writer
 from flows.progress import Progress, silent, under
 from flows.reconcile import ARTIFACTS, reconcile
 from flows.session import Session, request_of
-from flows.workspace import Workspace
+from flows.values import choose_pending, compute_values, earlier_requests, second_moments, value_store
 from ledger.active import changes_between
 from ledger.records import ActiveDelta, CaseResult, Changeset, Correction
-from ledger.status import ModelState, changeset_status, correction_statuses, open_proposals, read_state
+from ledger.status import changeset_status, open_proposals, read_state
 from ledger.unit_of_work import UnitOfWork
 from nse.contexts import read_contexts
 from nse.delta import Delta
 from nse.editors import EditContext, get_editor, read_settings
+from nse.errors import DeltaError
 from nse.evaluation.suites import held_facts, read_suite
 from nse.factors import FactorStore
 from nse.request import EditRequest
-from nse.statistics import SecondMoments, read_second_moments
-from nse.subjects import companions
-from nse.values import ValueStore, values_for
 
 T = TypeVar("T")
 WAITS = ("proposed", "approved")
@@ -69,7 +68,7 @@ class Round:
         workspace = self.workspace
         with workspace.ledger().read() as work:
             state = read_state(work, workspace.model)
-        chosen = _pending(state, workspace.params.round.batch_size)
+        chosen = choose_pending(state, workspace.params.round.batch_size)
         if not chosen:
             return None
         facts = {c.fact for c in chosen}
@@ -91,14 +90,63 @@ class Round:
         return save_plan(workspace, plan)
 
     def carry_out(self, plan: str, run_step: RunStep) -> int:
-        """Runs every step of a plan that was chosen; returns the number of the changeset that it proposes."""
+        """Runs every step of a plan that was chosen; returns the number of the changeset that it proposes.
+
+        If a round of edits fails its gates, what is proposed is the round without the corrections at fault, if they are found.
+        """
         run_step("compute values", self.values, plan)
         run_step("edit", self.edit, plan)
         run_step("evaluate", self.evaluate, plan)
-        stored = run_step("store delta", self.store, plan)
-        number: int = run_step("propose changeset", self.propose, plan, stored)
+        smaller = self.narrow(plan, run_step)
+        stored = run_step("store delta", self.store, smaller)
+        number: int = run_step("propose changeset", self.propose, smaller, stored, plan)
         run_step("checkpoint", partial(keep_checkpoint, self.workspace))
         return number
+
+    def narrow(self, plan: str, run_step: RunStep) -> str:
+        """Finds the corrections that make a round fail its gates; returns the plan without them, or `plan` if there is none.
+
+        Every trial has a draft of its own, so one that a crash interrupts is not made again. What was found is written to the
+        draft of `plan`.
+        """
+        wanted, evidence = self._plan(plan), self._evidence(plan)
+        solves, corrections = self.workspace.params.round.bisection_solves, wanted.corrections
+        hopeless = evidence.gate_passed or not curable(evidence.gates, evidence.metrics)
+        if wanted.kind != "edit" or hopeless or len(corrections) < 2 or not solves:
+            return plan
+        plans = {frozenset[str](): plan}
+
+        def cures(left_out: Sequence[str]) -> bool:
+            smaller = plans[frozenset(left_out)] = self._without(wanted, left_out)
+            self.progress(
+                f"search for what fails: without {len(left_out)} of {len(corrections)}", len(plans) - 1, solves
+            )
+            passed: bool = run_step(f"try without {len(left_out)} of {len(corrections)}", self.trial, smaller)
+            return passed
+
+        suspects = suspicion(evidence, {c.id: c.subject for c in self._corrections(corrections)})
+        order = sorted(corrections, key=lambda identity: -suspects[identity])
+        found = search(order, cures, solves=solves, suspects=suspects)
+        smaller = plan if len(found.corrections) == len(corrections) else plans[frozenset(found.corrections)]
+        with_it = {identity: plans[frozenset(found.corrections) - {identity}] for identity in found.at_fault}
+        Draft(self.workspace, plan).write("search", Search.of(found, with_it, len(corrections)).to_dict())
+        return smaller
+
+    def trial(self, plan: str) -> bool:
+        """Makes every step of a plan up to its evaluation; whether its gates pass."""
+        self.values(plan)
+        self.edit(plan)
+        self.evaluate(plan)
+        return self._evidence(plan).gate_passed
+
+    def _without(self, wanted: Plan, left_out: Collection[str]) -> str:
+        """Saves the plan of a round without some of its corrections; what these would have replaced is retained."""
+        with self.workspace.ledger().read() as work:
+            state = read_state(work, self.workspace.model)
+        rest = [identity for identity in wanted.corrections if identity not in left_out]
+        facts, in_force = {state.corrections[i].fact for i in rest}, state.in_force(_active(wanted.before))
+        kept = [i for i, correction in state.corrections.items() if i in in_force and correction.fact not in facts]
+        return save_plan(self.workspace, replace(wanted, rounds=[rest], retained=kept))
 
     def failed_before(self, plan: str) -> int | None:
         """Number of the changeset of this very plan that failed its gates, if there is one."""
@@ -133,7 +181,7 @@ class Round:
             hyperparameters=read_settings(path(method.hparams), method.name).settings,
             second_moments=second_moments(self.session),
             contexts=read_contexts(path(method.contexts)),
-            previous=(*self.session.deltas(before), *(Delta.load(draft.delta(i)) for i in range(place))),
+            previous=(*self._deltas(before), *(Delta.load(draft.delta(i)) for i in range(place))),
             earlier=earlier_requests(self.workspace, before, requests, written),
             held=held_facts(read_suite(path(self.workspace.params.suite))),
             values=value_store(self.workspace),
@@ -156,7 +204,7 @@ class Round:
             evidence = judge(
                 self.session,
                 head=self.session.deltas(_active(wanted.before)),
-                candidate=(*self.session.deltas(_active(wanted.after)), *new),
+                candidate=(*self._deltas(_active(wanted.after)), *new),
                 requests=self._requests([i for i in wanted.corrections if i not in wanted.superseded]),
                 retained=self._requests(wanted.retained),
                 progress=self.progress,
@@ -175,14 +223,19 @@ class Round:
         stored = self.session.store.put(draft.delta(place), ARTIFACTS)
         return {"path": stored.path, "sha256": stored.sha256}
 
-    def propose(self, plan: str, stored: list[dict[str, str] | None]) -> int:
+    def propose(self, plan: str, stored: list[dict[str, str] | None], whole: str | None = None) -> int:
         """Writes the changeset with all its evidence to the ledger; returns its number.
+
+        Args:
+            plan: What is proposed.
+            stored: Its deltas, as `store` gave them.
+            whole: The plan that it is a part of, if that one failed its gates (`narrow`).
 
         Raises:
             Refused: If the head moved since the round began.
         """
         draft, wanted, model = Draft(self.workspace, plan), self._plan(plan), self.workspace.model
-        evidence = Evidence.from_json(draft.read("evidence"))
+        evidence = self._evidence(plan)
         new = tuple(ActiveDelta(delta["sha256"], delta["path"]) for delta in stored if delta)
         changeset = Changeset(
             model=model,
@@ -210,11 +263,13 @@ class Round:
             metrics=evidence.metrics,
             gates=evidence.gates,
             cases=evidence.cases,
-            provenance=wanted.provenance,
+            provenance=wanted.provenance | evidence.warnings,
             reason=self.reason or f"round of {len(wanted.corrections)} corrections",
             planned_by=self.by,
             planned_at=self.workspace.now(),
         )
+        if whole is not None and Draft(self.workspace, whole).has("search"):
+            changeset = self._narrowed(changeset, whole)
         with self.workspace.ledger().begin() as work:
             if work.head(model).changeset_id != wanted.parent:
                 raise Refused(
@@ -224,6 +279,17 @@ class Round:
             proposed = work.add_changeset(changeset)
             approve_by_policy(self.workspace, work, proposed)
         return proposed.number or 0
+
+    def _narrowed(self, changeset: Changeset, whole: str) -> Changeset:
+        """The changeset with what the search in its whole round found: who was left out, on what evidence."""
+        draft = Draft(self.workspace, whole)
+        found = Search(**draft.read("search"))
+        judged = {identity: self._evidence(plan) for identity, plan in found.with_it.items()}
+        tried = {case["case_id"]: case for case in draft.read("results-0")}
+        results = tuple(
+            CaseResult(i, "skipped", tried[i]["residual_before"], tried[i]["residual_after"]) for i in found.with_it
+        )
+        return narrowed_by(changeset, found, judged, results)
 
     def _check_alone(self, work: UnitOfWork, plan: str, wanted: Plan) -> None:
         """Checks that nobody else, on another machine say, has proposed this meanwhile."""
@@ -245,6 +311,23 @@ class Round:
     def _plan(self, plan: str) -> Plan:
         return Plan(**Draft(self.workspace, plan).read("plan"))
 
+    def _evidence(self, plan: str) -> Evidence:
+        return Evidence.from_json(Draft(self.workspace, plan).read("evidence"))
+
+    def _deltas(self, active: tuple[ActiveDelta, ...]) -> tuple[Delta, ...]:
+        """The deltas that stay in force, less what is dropped of them.
+
+        Raises:
+            Refused: If a method wrote the corrections of a round together, so that some of them cannot be dropped.
+        """
+        try:
+            return self.session.deltas(active)
+        except DeltaError as error:
+            if all(self.session.delta(delta.sha256, delta.path).separable for delta in active if delta.dropped):
+                raise
+            problem = "some corrections of a round are to be dropped, and its method wrote all of them together"
+            raise Refused(problem, "revert with --mode replay, or the whole round") from error
+
     def _corrections(self, ids: list[str]) -> list[Correction]:
         with self.workspace.ledger().read() as work:
             return [work.correction(identity) for identity in ids]
@@ -253,102 +336,8 @@ class Round:
         return [request_of(correction) for correction in self._corrections(ids)]
 
 
-def _pending(state: ModelState, most: int) -> list[Correction]:
-    statuses = correction_statuses(state)
-    facts: dict[tuple[str, str], Correction] = {}
-    for identity, correction in state.corrections.items():
-        if statuses[identity] == "pending":
-            facts.setdefault(correction.fact, correction)
-    return list(facts.values())[:most]
-
-
 def _active(plain: list[dict[str, Any]]) -> tuple[ActiveDelta, ...]:
     return tuple(ActiveDelta(d["sha256"], d["path"], tuple(d["dropped"])) for d in plain)
-
-
-def second_moments(session: Session) -> SecondMoments:
-    """C0 of the workspace's model, if its method uses it.
-
-    Raises:
-        FlowError: If the file was made for another model.
-        StatisticsError: If it is malformed.
-    """
-    if "second_moments" not in get_editor(session.workspace.params.method.name).needs:
-        return SecondMoments({}, {})
-    path = session.workspace.second_moment
-    moments = read_second_moments(path)
-    made_for = moments.metadata.get("model_digest", session.editable.base_digest)
-    if made_for != session.editable.base_digest:
-        problem = f"{path.name} was made for model {made_for[:12]}, this one is {session.editable.base_digest[:12]}"
-        raise FlowError(problem, "make it again with `dvc repro second_moment`")
-    return moments
-
-
-def value_store(workspace: Workspace) -> ValueStore:
-    """The cache of z's of a workspace."""
-    return ValueStore(workspace.state / "values")
-
-
-def earlier_requests(
-    workspace: Workspace,
-    active: tuple[ActiveDelta, ...],
-    requests: Sequence[EditRequest],
-    written: Collection[str] = (),
-) -> tuple[EditRequest, ...]:
-    """The requests of all corrections of the subjects of `requests` that are in the weights, in the order of filing.
-
-    These are the corrections whose columns are in `active`, and those that earlier rounds of the same plan have `written`.
-    """
-    with workspace.ledger().read() as work:
-        state = read_state(work, workspace.model, subjects={request.subject for request in requests})
-    there = state.held(active) | set(written)
-    return tuple(request_of(correction) for identity, correction in state.corrections.items() if identity in there)
-
-
-def compute_values(
-    session: Session,
-    requests: list[EditRequest],
-    *,
-    earlier: tuple[EditRequest, ...],
-    progress: Progress = silent,
-) -> int:
-    """Computes and caches z for `requests` and the `earlier` corrections of their subjects; how many have theirs now.
-
-    A method that knows no z has nothing to compute ahead.
-    """
-    method, path = session.workspace.params.method, session.workspace.path
-    if "values" not in get_editor(method.name).needs:
-        return 0
-    settings = read_settings(path(method.hparams), method.name).settings
-    values_for(
-        session.editable,
-        [*requests, *(companions(requests, earlier) if settings.joint_values else ())],
-        contexts=read_contexts(path(method.contexts)),
-        hyperparameters=settings,
-        held=held_facts(read_suite(path(session.workspace.params.suite))),
-        store=value_store(session.workspace),
-        progress=progress,
-    )
-    return len(requests)
-
-
-def compute_pending_values(session: Session, *, progress: Progress = silent) -> int:
-    """Computes z for every correction that waits, ahead of the night; returns how many wait."""
-    workspace = session.workspace
-    pending = pending_corrections(workspace)
-    if not pending:
-        return 0
-    with workspace.ledger().read() as work:
-        active = work.active(workspace.model, work.head(workspace.model).position)
-    requests = [request_of(correction) for correction in pending]
-    return compute_values(session, requests, earlier=earlier_requests(workspace, active, requests), progress=progress)
-
-
-def pending_corrections(workspace: Workspace) -> list[Correction]:
-    """Every correction that waits for a round, one per fact."""
-    with workspace.ledger().read() as work:
-        state = read_state(work, workspace.model)
-    return _pending(state, len(state.corrections))
 
 
 def run_round(

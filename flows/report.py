@@ -4,6 +4,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from flows.bisect import left_out
+from flows.explain import explain
 from ledger.records import CaseRow, Correction, Metric
 from ledger.views import ChangesetView
 
@@ -82,6 +84,7 @@ def report(view: ChangesetView) -> str:
                 for g in changeset.gates
             ),
         ),
+        *_faults(view),
         "## Metrics",
         _table(
             ("metric", "head", "candidate"),
@@ -91,6 +94,17 @@ def report(view: ChangesetView) -> str:
         _table(("input", "value"), ((k, f"`{v}`") for k, v in sorted(changeset.provenance.items()))),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _faults(view: ChangesetView) -> list[str]:
+    """Which cases made gates fail, and which corrections were left out because gates failed with them."""
+    parts = []
+    for told in explain(view.changeset):
+        rows = [(case.prompt, case.expected, case.before or "", case.after) for case in told.cases]
+        parts += [f"### {told.gate.name}: {told.total} cases", _table(("prompt", "expected", "before", "after"), rows)]
+    if without := [(fault.correction_id[:12], fault.evidence) for fault in left_out(view.changeset)]:
+        parts += ["## Left out", _table(("correction", "the gates with it"), without)]
+    return parts
 
 
 def _facts(view: ChangesetView) -> str:

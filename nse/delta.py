@@ -185,7 +185,7 @@ class Delta:
                 f"{path} is not a delta (no {METADATA_KEY} metadata): give a delta.safetensors of this program"
             )
         head = _head(metadata[METADATA_KEY], path)
-        names = sorted(n.removesuffix(".left") for n in tensors if n.endswith(".left"))
+        names = sorted(n.removesuffix(".left") for n in tensors if n.endswith(".left") and not n.startswith(_MEMORY))
         try:
             layers = {
                 n: LayerDelta(*(tensors[f"{n}.{p}"] for p in ("left", "right", "case_index", "keys"))) for n in names

@@ -24,7 +24,7 @@ from nse.batch import pad
 from nse.delta import Delta
 from nse.errors import ArchitectureError, DeltaError, NseError
 from nse.fingerprint import file_digest
-from nse.patch import base_in_force, compose, patched, version_digest
+from nse.patch import Weights, base_in_force, compose, patched, version_digest
 
 RECORD = "nse_export.json"
 SCHEMA = 1
@@ -72,6 +72,7 @@ def export_lora(
 
     Raises:
         NseError: If there is nothing to export, PEFT is not installed, the folder is taken, or a weight is not a module's matrix.
+        DeltaError: If a memory is in force.
 
     References:
         LoRA (arXiv 2106.09685). One rank for all modules and no patterns: vLLM and llama.cpp read nothing else.
@@ -82,6 +83,7 @@ def export_lora(
     if rank is not None and rank < 1:
         raise NseError(f"rank {rank} is no rank: give 1 or more")
     weights = compose(editable, deltas)
+    _refuse_memories(weights)
     if not weights:
         raise DeltaError("no delta is in force, this is the base model: there is nothing to put into an adapter")
     parts = {name: _factors(editable, name, deltas, rank) for name in weights}
@@ -109,7 +111,7 @@ def export_lora(
 
 def export_merged(
     editable: EditableModel,
-    weights: Mapping[str, torch.Tensor],
+    weights: Weights,
     folder: Path,
     *,
     max_shard_size: str = SHARD,
@@ -128,7 +130,9 @@ def export_merged(
 
     Raises:
         NseError: If the folder is taken.
+        DeltaError: If a memory is in force.
     """
+    _refuse_memories(weights)
     with _whole(folder) as temporary, base_in_force(editable), patched(editable, weights):
         own = editable.model.dtype
         editable.model.save_pretrained(
@@ -140,6 +144,15 @@ def export_merged(
         (temporary / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
         found = {"kind": "merged", "exact": dtype in (None, own), "saved_dtype": config["dtype"]}
         return _recorded(temporary, {**_identity(editable, weights), **found, **(record or {})}, "transformers")
+
+
+def _refuse_memories(weights: Weights) -> None:
+    """What a memory answers no file of weights can."""
+    if weights.memories:
+        problem = (
+            f"this version has a memory of {weights.memories[0].kind} beside its weights, which no other program serves"
+        )
+        raise DeltaError(f"{problem}: replay it with a method that writes weights")
 
 
 def _factors(

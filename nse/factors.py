@@ -8,7 +8,7 @@ some, are kept as well. All in float64.
 
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -139,6 +139,20 @@ class FactorStore:
         """Computes nothing yet; without a folder everything stays in memory, 8 d^2 bytes a layer."""
         self.smallest_width, self._folder = smallest_width, folder
         self._layers: list[_Layer] = []
+        self._made: dict[str, dict[str, torch.Tensor]] = {}
+
+    def remembered(self, name: str, make: Callable[[], dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+        """Float64 tensors that depend on what `name` says and on nothing else: those of before, those of the folder, or new ones.
+
+        Args:
+            name: What they are and the digests of all that they are made of.
+            make: Makes them.
+        """
+        if name not in self._made:
+            file = text_digest(f"{name} {SCHEMA}")
+            found = _read(self._folder, file)
+            self._made[name] = _kept(self._folder, file, make()) if found is None else found
+        return self._made[name]
 
     def past(
         self, second_moment: torch.Tensor, blocks: Sequence[torch.Tensor], kept: torch.Tensor | None = None
@@ -231,8 +245,10 @@ def _equal(one: torch.Tensor, other: torch.Tensor) -> bool:
     return one is other or torch.equal(one, other)
 
 
-def _read(folder: Path | None, name: str, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, torch.Tensor] | None:
-    """The tensors of a file, as memory maps, or nothing if it is not there or not whole."""
+def _read(
+    folder: Path | None, name: str, shapes: Mapping[str, tuple[int, ...]] | None = None
+) -> dict[str, torch.Tensor] | None:
+    """The tensors of a file, as memory maps, or nothing if it is not there or not whole, or of other shapes than are given."""
     if folder is None or not (path := folder / f"{name}.safetensors").is_file():
         return None
     try:
@@ -242,7 +258,7 @@ def _read(folder: Path | None, name: str, shapes: Mapping[str, tuple[int, ...]])
     except (OSError, SafetensorError) as error:
         logger.warning("%s cannot be read (%s): it is made again", path, error)
         return None
-    whole = {key: tuple(t.shape) for key, t in tensors.items()} == dict(shapes)
+    whole = shapes is None or {key: tuple(t.shape) for key, t in tensors.items()} == dict(shapes)
     whole = whole and all(t.dtype == torch.float64 for t in tensors.values())
     if not whole or digest != weights_digest({key: tensor_digest(t) for key, t in tensors.items()}):
         logger.warning("%s is damaged: it is made again", path)

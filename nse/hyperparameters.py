@@ -21,7 +21,7 @@ PUBLISHED_KEYS = frozenset(("layer_selection", "max_iterations", "mom2_n_samples
 
 @dataclass(frozen=True, slots=True)
 class Hyperparameters:
-    """Settings of NSE, by the paper's meaning.
+    """Settings of locate-then-edit methods, by the NSE paper's meaning.
 
     Attributes:
         layers: Rewrite layers in ascending order; z is taken at the last.
@@ -31,6 +31,8 @@ class Hyperparameters:
         clamp_norm_factor: |delta| is kept at or below this share of |h|.
         kl_factor: Weight of the divergence at "{subject} is a".
         v_loss_target: z is done when its loss is below this.
+        v_patience: z is done when every target token has been the most probable one, in every context, for more than this many
+            steps on end (ENCORE); 0 is off.
         mom2_update_weight: lambda, the weight of C0 in the solve.
         previous_keys_weight: Weight of each earlier edit's key in the solve; 1 in the paper.
         prompt_keys_weight: Weight in the solve of each other token of the prompts of corrections and of held facts, where nothing
@@ -42,6 +44,14 @@ class Hyperparameters:
         alpha: A fact whose |z - h| is above this goes through another pass.
         upper_bound: A fact whose |z - h| is at or above this at the start is skipped.
         max_passes: Most passes over the layers.
+        write_layers: "all", or "ends": only the first and the last layer are written, each to a z of its own and with all of its
+            residual (BLUE, arXiv 2502.03748); "all" in the papers of NSE and MEMIT.
+        protected_directions: The top singular directions of the base weight on which no update falls, on either side (REVIVE,
+            arXiv 2601.11042): their number, or, below 1, the share of the sum of squared singular values that they
+            reach; 0 is off.
+        z_norm_limit: A z longer than this many times the mean length of the round's z's is shortened to that when it is written
+            (NAS); 0 is off. A round of one fact knows no other, so nothing happens there.
+        ridge: Weight of the identity beside C0 in the solve (ENCORE's lambda I); 0 is off.
         own: Settings that only the method has, by its own names; its editor checks them (`nse.editors.base.own_settings`).
     """
 
@@ -52,6 +62,7 @@ class Hyperparameters:
     clamp_norm_factor: float = 0.75
     kl_factor: float = 0.0625
     v_loss_target: float = 0.05
+    v_patience: int = 0
     mom2_update_weight: float = 15000.0
     previous_keys_weight: float = 1.0
     prompt_keys_weight: float = 0.0
@@ -62,6 +73,10 @@ class Hyperparameters:
     alpha: float = 2.5
     upper_bound: float = float("inf")
     max_passes: int = 2
+    write_layers: str = "all"
+    protected_directions: float = 0.0
+    z_norm_limit: float = 0.0
+    ridge: float = 0.0
     own: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -74,6 +89,7 @@ class Hyperparameters:
             "layers": bool(self.layers) and list(self.layers) == sorted(set(self.layers)),
             "v_num_grad_steps": self.v_num_grad_steps >= 1,
             "v_lr": self.v_lr > 0,
+            "v_patience": self.v_patience >= 0,
             "clamp_norm_factor": self.clamp_norm_factor > 0,
             "mom2_update_weight": self.mom2_update_weight > 0,
             "previous_keys_weight": self.previous_keys_weight >= 0,
@@ -82,6 +98,11 @@ class Hyperparameters:
             "subject_share": 0 <= self.subject_share <= 1,
             "neuron_threshold": 0 < self.neuron_threshold <= 1,
             "max_passes": self.max_passes >= 1,
+            "write_layers": self.write_layers in ("all", "ends"),
+            "protected_directions": 0 <= self.protected_directions < 1
+            or (self.protected_directions > 0 and self.protected_directions % 1 == 0),
+            "z_norm_limit": self.z_norm_limit >= 0,
+            "ridge": self.ridge >= 0,
         }
         if bad := next((name for name, fine in checks.items() if not fine), None):
             raise HyperparameterError(
@@ -92,6 +113,11 @@ class Hyperparameters:
     def z_layer(self) -> int:
         """The layer after which z is taken: the last rewrite layer."""
         return self.layers[-1]
+
+    @property
+    def written_layers(self) -> tuple[int, ...]:
+        """The layers whose weights an edit changes, in ascending order."""
+        return self.layers if self.write_layers == "all" else tuple(dict.fromkeys((self.layers[0], self.z_layer)))
 
     def to_dict(self) -> dict[str, Any]:
         """All settings as plain values, for reports and digests."""
@@ -108,7 +134,9 @@ class Hyperparameters:
             "v_loss_target",
             "hold_factor",
         )
-        return {"z_layer": self.z_layer} | {name: getattr(self, name) for name in names}
+        # what is off is left out, so that the z's of before it was known are found again
+        later = {"v_patience": self.v_patience} if self.v_patience else {}
+        return {"z_layer": self.z_layer} | {name: getattr(self, name) for name in names} | later
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,11 +182,13 @@ def read_hyperparameters(path: Path, *, method: str = "nse", own: Collection[str
         raise HyperparameterError(
             f"{path}: {method}: {unknown!r} is no setting of that method: use {', '.join(sorted(own)) or 'the common ones'}"
         )
-    return hyperparameters_of({**common, **section}, where=str(path), own=own)
+    return hyperparameters_of({**common, **section}, where=str(path), method=method, own=own)
 
 
-def hyperparameters_of(data: Mapping[str, Any], *, where: str, own: Collection[str] = ()) -> HyperparameterFile:
-    """Builds settings from a mapping by our keys or the published ones; `own` are names that the method alone knows.
+def hyperparameters_of(
+    data: Mapping[str, Any], *, where: str, method: str = "nse", own: Collection[str] = ()
+) -> HyperparameterFile:
+    """Builds settings of `method` from a mapping by our keys or the published ones; `own` are names that it alone knows.
 
     Deviation: the published `max_iterations` counts one more than the passes made (the loop breaks before the last), so
     `max_iterations: 3` is `max_passes: 2` here. A published file without it (MEMIT, AlphaEdit) is of a method that makes one
@@ -183,7 +213,7 @@ def hyperparameters_of(data: Mapping[str, Any], *, where: str, own: Collection[s
             values = {"max_passes": 1, "alpha": float("inf")} | values
         converted = {key: _converted(known[key], value) for key, value in values.items()}
         settings = Hyperparameters(**converted, own=special)
-        return HyperparameterFile(settings, tuple(sorted(set(data) - used)), _differences(data, settings))
+        return HyperparameterFile(settings, tuple(sorted(set(data) - used)), _differences(data, settings, method))
     except (TypeError, ValueError) as error:
         raise HyperparameterError(
             f"{where}: a value has the wrong type ({error}): see Hyperparameters in the docs"
@@ -203,6 +233,10 @@ def _converted(kind: str, value: Any) -> Any:
         if not isinstance(value, bool):
             raise TypeError(f"{value!r} is neither true nor false")
         return value
+    if kind == "str":
+        if not isinstance(value, str):
+            raise TypeError(f"{value!r} is not a text")
+        return value
     if kind.startswith("tuple"):
         if isinstance(value, str):
             raise TypeError(f"{value!r} is a text, not a list")
@@ -210,21 +244,35 @@ def _converted(kind: str, value: Any) -> Any:
     return int(value) if kind == "int" else float(value)
 
 
-def _differences(data: Mapping[str, Any], settings: Hyperparameters) -> tuple[str, ...]:
+def _differences(data: Mapping[str, Any], settings: Hyperparameters, method: str) -> tuple[str, ...]:
     """Where a published file does not mean here what it means in its own project; nothing for a file of ours."""
     if not PUBLISHED_KEYS & set(data):
         return ()
     told = []
-    method = str(data.get("alg_name", "AlphaEdit" if "nullspace_threshold" in data else "NSE"))
-    if method != "NSE":
-        told.append(f"the file is of {method}: its settings are used, the method is the one that --method names")
+    theirs = str(data.get("alg_name", "AlphaEdit" if "nullspace_threshold" in data else "NSE"))
+    if theirs.casefold() != method.removesuffix("_seq"):
+        told.append(f"the file is of {theirs}: its settings are used, the method is the one that --method names")
+    told.append(f"v_num_grad_steps {settings.v_num_grad_steps}: that many steps of Adam here, one fewer there")
+    if method == "nse":
+        told += _differences_of_nse(data, settings)
+    if "v_loss_layer" in data:
+        told.append(f"v_loss_layer {data['v_loss_layer']}: the loss is always taken at the model's last layer here")
+    if str(data.get("mom2_dataset", "")):
+        told.append(
+            "mom2_*: C0 comes from the second-moment file that is given here, there from that many texts of that dataset"
+        )
+    return tuple(told)
+
+
+def _differences_of_nse(data: Mapping[str, Any], settings: Hyperparameters) -> list[str]:
+    """Those that concern what NSE has and the methods of one pass over whole layers do not."""
+    told = []
     if "max_passes" not in data and "max_iterations" in data:
         told.append(
             f"max_iterations {data['max_iterations']} counts one more than the passes made: max_passes {settings.max_passes}"
         )
     elif "max_passes" not in data:
         told.append("no max_iterations: one pass, as in MEMIT")
-    told.append(f"v_num_grad_steps {settings.v_num_grad_steps}: that many steps of Adam here, one fewer there")
     if "alpha" in data:
         told.append("alpha: the first pass writes every fact here, there only those whose |z - h| is above alpha")
     if "upper_bound" in data:
@@ -237,10 +285,4 @@ def _differences(data: Mapping[str, Any], settings: Hyperparameters) -> tuple[st
         )
     if settings.joint_values:
         told.append("joint_values: the corrections of one subject get their z's together here, there one by one")
-    if "v_loss_layer" in data:
-        told.append(f"v_loss_layer {data['v_loss_layer']}: the loss is always taken at the model's last layer here")
-    if str(data.get("mom2_dataset", "")):
-        told.append(
-            "mom2_*: C0 comes from the second-moment file that is given here, there from that many texts of that dataset"
-        )
-    return tuple(told)
+    return told

@@ -87,9 +87,11 @@ def minimise(
 
     delta minimises the mean over a subject's corrections and contexts of -log p(target_new) per token, + kl_factor * KL at
     "{subject} is a", + hold_factor * the mean KL at its held facts, + v_weight_decay * |delta| / |h|^2, projected to |delta| <=
-    clamp_norm_factor * |h| after each step; |h| is the mean over the corrections. Only the layers above z's are run, and
-    only the tokens from the subject's last one on: the others do not depend on delta. Gradients are summed over batches
-    of texts of like length, so the memory that a step needs does not depend on how many subjects there are.
+    clamp_norm_factor * |h| after each step; |h| is the mean over the corrections. A delta is done when its loss is below
+    `v_loss_target`, or when its targets have been the most probable tokens for more than `v_patience` steps on end, if that is
+    set. Only the layers above z's are run, and only the tokens from the subject's last one on: the others do not depend on
+    delta. Gradients are summed over batches of texts of like length, so the memory that a step needs does not depend on how
+    many subjects there are.
 
     Args:
         editable: The model with the weights under which z is wanted.
@@ -114,16 +116,24 @@ def minimise(
     delta = torch.zeros(len(subjects), h.shape[1], device=h.device, requires_grad=True)
     optimizer = torch.optim.Adam([delta], lr=hp.v_lr)
     active = torch.ones(len(subjects), dtype=torch.bool, device=h.device)
+    right = torch.zeros(len(subjects), device=h.device)  # steps on end for which all targets were the most probable
     for _ in range(hp.v_num_grad_steps):
         optimizer.zero_grad()
         penalty = hp.v_weight_decay * delta.norm(dim=1) / norm**2
         torch.autograd.backward(penalty.sum())
-        loss = penalty.detach().clone()
+        loss, missed = penalty.detach().clone(), torch.zeros_like(right)
         for rows in batches:
-            share = _shares(rows, rows.logits(editable, delta, hp.z_layer))
+            logits = rows.logits(editable, delta, hp.z_layer)
+            share = _shares(rows, logits)
             torch.autograd.backward(share.sum())
             loss.index_add_(0, rows.subject[rows.row], share.detach())
+            if hp.v_patience:
+                wrong = (logits.detach().argmax(dim=-1) != rows.token) & ~rows.kept
+                missed.index_add_(0, rows.subject[rows.row], wrong.to(missed.dtype))
+        right = (right + 1) * (missed == 0)
         open_ = active & (loss >= hp.v_loss_target)
+        if hp.v_patience:
+            open_ &= right <= hp.v_patience
         if not bool(open_.any()):
             break
         frozen = delta.detach().clone()

@@ -25,6 +25,7 @@ class EditRequest:
         paraphrase_prompts: Other wordings (complete texts), for evaluation only.
         neighborhood_prompts: Prompts about other subjects whose answer must stay, for evaluation only.
         generation_prompts: Prompts for free generation, for evaluation only.
+        neighborhood_answers: The right answer of each neighbourhood prompt, where it is not `target_true`.
     """
 
     case_id: str
@@ -36,6 +37,14 @@ class EditRequest:
     paraphrase_prompts: tuple[str, ...] = ()
     neighborhood_prompts: tuple[str, ...] = ()
     generation_prompts: tuple[str, ...] = ()
+    neighborhood_answers: tuple[str, ...] = ()
+
+    @property
+    def neighbours(self) -> tuple[tuple[str, str], ...]:
+        """The neighbourhood prompts with their answers; none where the answer is not known."""
+        if self.neighborhood_answers:
+            return tuple(zip(self.neighborhood_prompts, self.neighborhood_answers, strict=True))
+        return tuple((p, self.target_true) for p in self.neighborhood_prompts) if self.target_true is not None else ()
 
     @property
     def prompt(self) -> str:
@@ -56,6 +65,10 @@ class EditRequest:
             )
         if self.target_true is not None and self.target_true.strip() == self.target_new.strip():
             found.append(("target_new", f"equals the old object {self.target_true!r}: there is nothing to change"))
+        if len(self.neighborhood_answers) not in (0, len(self.neighborhood_prompts)):
+            found.append(
+                ("neighborhood_answers", "are not as many as the prompts: give one answer per prompt, or none")
+            )
         return found
 
     def checked(self) -> "EditRequest":
@@ -76,21 +89,30 @@ def read_requests(path: Path) -> list[EditRequest]:
     Raises:
         RequestError: If the file is missing, is not UTF-8, is in no known layout, or a record is malformed.
     """
-    text = read_text(path)
-    if path.suffix == ".csv":
-        rows: list[Any] = _table(text, path)
-    elif path.suffix == ".jsonl":
-        # not splitlines(): JSON strings may hold U+2028 and other characters that it takes for line ends
-        rows = [_parsed(line, f"{path} line {i}") for i, line in enumerate(text.split("\n"), 1) if line.strip()]
-    else:
-        rows = _parsed(text, str(path))
-        if not isinstance(rows, list):
-            raise RequestError(f"{path} holds a JSON {type(rows).__name__}: a list of records is needed")
+    rows = read_records(path)
     requests = [request_of(row, case_id=str(i), where=f"{path} record {i}").checked() for i, row in enumerate(rows)]
     names = [r.case_id for r in requests]
     if doubled := next((n for n in names if names.count(n) > 1), None) if len(set(names)) < len(names) else None:
         raise RequestError(f"{path} has case_id {doubled!r} more than once: give each record its own")
     return requests
+
+
+def read_records(path: Path) -> list[Any]:
+    """The records of a file, as they stand there: `request_of` makes a request of one.
+
+    Raises:
+        RequestError: If the file is missing, is not UTF-8, or is no table and no list.
+    """
+    text = read_text(path)
+    if path.suffix == ".csv":
+        return _table(text, path)
+    if path.suffix == ".jsonl":
+        # not splitlines(): JSON strings may hold U+2028 and other characters that it takes for line ends
+        return [_parsed(line, f"{path} line {i}") for i, line in enumerate(text.split("\n"), 1) if line.strip()]
+    rows = _parsed(text, str(path))
+    if not isinstance(rows, list):
+        raise RequestError(f"{path} holds a JSON {type(rows).__name__}: a list of records is needed")
+    return rows
 
 
 def read_text(path: Path) -> str:
@@ -156,7 +178,8 @@ def _zsre(row: Mapping[str, Any], case_id: str) -> EditRequest:
         target_new=alternative or answer,
         target_true=answer or None if alternative else None,
         paraphrase_prompts=_texts(row, "rephrase"),
-        neighborhood_prompts=tuple(p.removeprefix("nq question: ") + "?" for p in _texts(row, "loc")),
+        neighborhood_prompts=tuple(p.removeprefix("nq question: ").rstrip("?") + "?" for p in _texts(row, "loc")),
+        neighborhood_answers=_texts(row, "loc_ans") if row.get("loc") else (),
     )
 
 
@@ -175,6 +198,7 @@ def _plain(row: Mapping[str, Any], case_id: str) -> EditRequest:
         paraphrase_prompts=_texts(row, "paraphrase_prompts"),
         neighborhood_prompts=_texts(row, "neighborhood_prompts"),
         generation_prompts=_texts(row, "generation_prompts"),
+        neighborhood_answers=_texts(row, "neighborhood_answers"),
     )
 
 

@@ -1,5 +1,7 @@
 """The closed-form update of one layer, by dense algebra or, with a kept factor of C0, by algebra as small as there are facts.
 
+C0 is a penalty (MEMIT, NSE), or its null space a bound (AlphaEdit).
+
 The dtype policy of the package: solves and statistics in float64, rounded once to the model's dtype by `nse.patch`.
 """
 
@@ -27,16 +29,18 @@ def solve_update(
     neurons: torch.Tensor,
     mom2_update_weight: float,
     previous_keys_weight: float = 1.0,
+    ridge: float = 0.0,
     kept: torch.Tensor | None = None,
     past: PastKeys | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Solves the normal equations of one layer's update on the chosen neurons.
 
-    Delta W[:, S] = R A^T with A = (lambda C0[S, S] + w K_p[S] K_p[S]^T + K[S] K[S]^T)^-1 K[S], and zero elsewhere. It is a
-    sum of one rank-1 term per fact: column j of `left` and row j of `right` are fact j's. Columns of `kept` stand beside K_p.
+    Delta W[:, S] = R A^T with A = (lambda C0[S, S] + ridge I + w K_p[S] K_p[S]^T + K[S] K[S]^T)^-1 K[S], and zero elsewhere.
+    It is a sum of one rank-1 term per fact: column j of `left` and row j of `right` are fact j's. Columns of `kept` stand
+    beside K_p.
 
-    Where `past` is given, all neurons are chosen and it pays, C0's kept factor is used: no (d_mlp, d_mlp) matrix but that
-    factor is then touched. Of C0 the lower triangle counts, on both ways.
+    Where `past` is given, all neurons are chosen, there is no ridge and it pays, C0's kept factor is used: no (d_mlp, d_mlp)
+    matrix but that factor is then touched. Of C0 the lower triangle counts, on both ways.
 
     Args:
         keys: K (d_mlp, n) of the facts to write.
@@ -46,6 +50,7 @@ def solve_update(
         neurons: S, ascending indices (s,).
         mom2_update_weight: lambda.
         previous_keys_weight: w, 1 in the paper.
+        ridge: Weight of the identity, 0 in the paper. The kept factor is of C0 alone, so the dense way is taken with it.
         kept: Further keys (d_mlp, s) where nothing shall change, each times the root of its weight; none in the paper.
         past: Further columns of K_p that a `FactorStore` of this C0 keeps in whitened coordinates.
 
@@ -56,7 +61,7 @@ def solve_update(
         StatisticsError: If C0 has another shape than the keys ask for, or is singular (too little text) or not finite.
 
     References:
-        arXiv 2410.04045, closed-form solution; MEMIT (arXiv 2210.07229), equation 14.
+        arXiv 2410.04045, closed-form solution; MEMIT (arXiv 2210.07229), equation 14; the ridge is ENCORE's.
     """
     width = keys.shape[0]
     if tuple(second_moment.shape) != (width, width):
@@ -67,24 +72,61 @@ def solve_update(
     p = previous_keys.double() * previous_keys_weight**0.5
     if kept is not None:
         p = torch.cat([p, kept.to(p.device, torch.float64)], dim=1)
-    if past is not None and len(neurons) == width and past.pays(p.shape[1], k.shape[1]):
+    if past is not None and not ridge and len(neurons) == width and past.pays(p.shape[1], k.shape[1]):
         found = _checked(k, p, past, weights)
         if found is not None:
             return residual.double(), found
     if past is not None:
         p = torch.cat([past.keys().to(p.device) * previous_keys_weight**0.5, p], dim=1)
     right = torch.zeros(k.shape[1], width, dtype=torch.float64, device=k.device)
-    right[:, neurons] = _dense(k[neurons], p[neurons], second_moment, neurons, mom2_update_weight).T
+    right[:, neurons] = _dense(k[neurons], p[neurons], second_moment, neurons, (mom2_update_weight, ridge)).T
     return residual.double(), right
 
 
-def _dense(
-    k: torch.Tensor, p: torch.Tensor, second_moment: torch.Tensor, neurons: torch.Tensor, weight: float
+def solve_in_null_space(
+    keys: torch.Tensor, earlier: torch.Tensor, standing: torch.Tensor, *, ridge: float
 ) -> torch.Tensor:
-    """A (s, n) by a factorisation of the whole system of the chosen neurons, p times the roots of its weights."""
+    """A^T (n, d_mlp) of AlphaEdit's update Delta W = R A^T, which changes nothing at the directions that stand.
+
+    Published: A^T = K^T P (K_p K_p^T P + K K^T P + ridge I)^-1 with P the projector beside the standing directions. As P is a
+    projector, this is the ridge regression on the projected keys; by the push-through identity, with U = P [K_p, K], it is the
+    last n rows of (ridge I + U^T U)^-1 U^T: a system with as many rows as there are facts, one row of the result a fact.
+
+    Args:
+        keys: K (d_mlp, n) of the facts to write.
+        earlier: K_p (d_mlp, m) of facts written before, times the root of their weight; m may be 0.
+        standing: Orthonormal (d_mlp, s), what P takes away; s may be 0, and P is the identity.
+        ridge: L2, above 0.
+
+    Returns:
+        float64, on the device of the keys.
+
+    References:
+        AlphaEdit (arXiv 2410.02355), section 3.3.
+    """
+    known = torch.cat([earlier.to(keys.device), keys], dim=1).double()
+    basis = standing.to(keys.device, torch.float64)
+    free = known - basis @ (basis.T @ known)
+    system = empty_symmetric(free.shape[1], free.device).copy_(free.T @ free)
+    system.diagonal().add_(ridge)
+    unit = torch.zeros(free.shape[1], keys.shape[1], dtype=torch.float64, device=free.device)
+    unit[earlier.shape[1] :].fill_diagonal_(1)
+    return (free @ solved(cholesky(system), unit)).T.contiguous()
+
+
+def _dense(
+    k: torch.Tensor,
+    p: torch.Tensor,
+    second_moment: torch.Tensor,
+    neurons: torch.Tensor,
+    weights: tuple[float, float],
+) -> torch.Tensor:
+    """A (s, n) by a factorisation of the whole system of the chosen neurons; weights are C0's and the identity's."""
     chosen = second_moment if len(neurons) == len(second_moment) else second_moment[neurons][:, neurons]
     system = empty_symmetric(len(neurons), k.device).copy_(chosen)
-    system.mul_(weight).addmm_(p, p.T).addmm_(k, k.T)
+    system.mul_(weights[0]).addmm_(p, p.T).addmm_(k, k.T)
+    if weights[1]:
+        system.diagonal().add_(weights[1])
     return solved(cholesky(system), k)
 
 

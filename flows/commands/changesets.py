@@ -1,5 +1,6 @@
 """Commands about changesets: plan, show, approve, reject, withdraw, apply."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -8,6 +9,8 @@ import typer
 from flows.commands.output import ERR, ByOption, JsonOption, PrefectOption, WorkspaceOption, emit, say, table
 
 if TYPE_CHECKING:
+    from flows.bisect import LeftOut
+    from flows.explain import Explanation, FailingCase
     from flows.report import Belief
     from flows.workspace import Workspace
     from ledger.views import ChangesetView
@@ -183,12 +186,17 @@ def proposed(opened: "Workspace", number: int | None, *, as_json: bool) -> None:
 
 
 def _print(view: "ChangesetView", *, as_json: bool) -> None:
+    from flows.bisect import left_out
+    from flows.explain import explain
     from flows.report import beliefs, metric_pairs
 
-    if as_json:
-        emit({**view.to_dict(), "beliefs": [belief.to_dict() for belief in beliefs(view)]})
-        return
     changeset = view.changeset
+    failing, without = explain(changeset), left_out(changeset)
+    if as_json:
+        shown: dict[str, Sequence[Belief | Explanation | LeftOut]]
+        shown = {"beliefs": beliefs(view), "failing": failing, "left_out": without}
+        emit({**view.to_dict(), **{name: [one.to_dict() for one in found] for name, found in shown.items()}})
+        return
     say(f"changeset #{changeset.number} ({changeset.kind}, {view.status}): {changeset.reason}")
     say(f"planned by {changeset.planned_by} at {changeset.planned_at}, on {changeset.parent_version[:12]}")
     for decision in view.decisions:
@@ -204,10 +212,37 @@ def _print(view: "ChangesetView", *, as_json: bool) -> None:
     table("metrics", ("metric", "head", "candidate"), rows)
     gates = [(g.name, _number(g.value), f"{g.op} {g.bound:g}", "yes" if g.passed else "NO") for g in changeset.gates]
     table("gates", ("metric", "value", "bound", "passed"), gates)
+    _print_faults(view, failing, without)
+
+
+def _print_faults(view: "ChangesetView", failing: "list[Explanation]", without: "list[LeftOut]") -> None:
+    """Prints why gates failed, which corrections were left out for it, and what else is to be told."""
+    from flows.bisect import NOTHING, UNDECIDED
+    from flows.evidence import WARNING
+
+    for name, value in view.changeset.provenance.items():
+        if name.startswith((WARNING, UNDECIDED, NOTHING)):
+            say(f"{name}: {value}")
+    for told in failing:
+        cases = [(c.prompt, c.expected, c.before or "", c.after, _change(c)) for c in told.cases]
+        more = f" ({len(cases)} of {told.total})" if told.total > len(cases) else ""
+        if cases:
+            table(f"why {told.gate.name} failed{more}", ("prompt", "expected", "before", "after", "p(expected)"), cases)
+    names = {correction.id: f"{correction.subject}, {correction.target_new}" for correction in view.corrections}
+    for fault in without:
+        say(f"left out: {fault.correction_id[:12]} ({names.get(fault.correction_id, '')}): {fault.evidence}")
+        rows = [(c.kind.partition(" with ")[0], c.prompt, c.expected, c.generated) for c in fault.cases_with_it]
+        if rows:
+            table("with it", ("kind", "prompt", "expected", "answer"), rows)
 
 
 def _number(value: float | None) -> str:
     return "" if value is None else f"{value:.4g}"
+
+
+def _change(case: "FailingCase") -> str:
+    before = "" if case.probability_before is None else f"{case.probability_before:.2f} -> "
+    return f"{before}{case.probability_after:.2f}"
 
 
 def _belief_row(belief: "Belief") -> tuple[str, ...]:

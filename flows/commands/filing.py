@@ -69,9 +69,9 @@ def _print_report(found: dict[str, Any]) -> None:
 
 def values(workspace: WorkspaceOption = None, as_json: JsonOption = False) -> None:
     """Compute the target states z of pending corrections ahead of the night."""
-    from flows.plan import compute_pending_values
     from flows.progress import shown
     from flows.session import Session
+    from flows.values import compute_pending_values
     from flows.workspace import open_workspace
 
     opened = open_workspace(workspace)

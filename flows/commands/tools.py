@@ -1,6 +1,5 @@
-"""Commands that need no ledger, or only read it: evaluate, edit, stats."""
+"""Commands that need no ledger: edit, stats."""
 
-import json
 import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -11,35 +10,6 @@ from flows.commands.output import ERR, JsonOption, WorkspaceOption, emit, say, t
 from flows.errors import FlowError
 
 Dtype = Literal["float32", "float16", "bfloat16"]
-
-
-def evaluate(
-    at: Annotated[str, typer.Option(help="head, base, v3, #5, a date, or digits of a version's digest.")] = "head",
-    json_file: Annotated[Path | None, typer.Option("--json-file", help="Write the metrics there too.")] = None,
-    workspace: WorkspaceOption = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Run the workspace's suite on a version."""
-    from flows.ask import evaluate_at
-    from flows.progress import shown
-    from flows.session import Session
-    from flows.workspace import open_workspace
-
-    opened = open_workspace(workspace)
-    with shown(ERR) as progress:
-        head, found = evaluate_at(Session(opened), at, progress=progress)
-    result = {"version": head.version, "metrics": found.metrics}
-    if json_file is not None:
-        json_file.parent.mkdir(parents=True, exist_ok=True)
-        json_file.write_text(json.dumps(result, indent=1, sort_keys=True) + "\n", encoding="utf-8")
-    if as_json:
-        emit({**result, "position": head.position})
-        return
-    table(
-        f"v{head.position} ({head.version[:12]})",
-        ("metric", "value"),
-        [(n, f"{v:.4g}") for n, v in found.metrics.items()],
-    )
 
 
 def edit(

@@ -3,12 +3,41 @@
 from dataclasses import fields
 from pathlib import Path
 
+from nse.editors.alphaedit import AlphaEdit
 from nse.editors.base import CaseReport, EditContext, Editor, EditResult
+from nse.editors.ft import FT, FTL
+from nse.editors.grace import GRACE
+from nse.editors.locft_bf import LocFTBF
+from nse.editors.memit import Memit, MemitSequential
+from nse.editors.mend import MEND
 from nse.editors.nse import NSE
+from nse.editors.one_li import OneLI
+from nse.editors.rome import Rome
+from nse.editors.saul import SAUL
+from nse.editors.serac import SERAC
+from nse.editors.ultraedit import UltraEdit
 from nse.errors import HyperparameterError
 from nse.hyperparameters import HyperparameterFile, read_hyperparameters
 
-EDITORS: dict[str, type[Editor]] = {editor.name: editor for editor in (NSE,)}
+EDITORS: dict[str, type[Editor]] = {
+    editor.name: editor
+    for editor in (
+        NSE,
+        GRACE,
+        MEND,
+        SERAC,
+        Rome,
+        Memit,
+        MemitSequential,
+        AlphaEdit,
+        FT,
+        FTL,
+        LocFTBF,
+        SAUL,
+        OneLI,
+        UltraEdit,
+    )
+}
 
 __all__ = ["EDITORS", "CaseReport", "EditContext", "EditResult", "Editor", "get_editor", "read_settings"]
 

@@ -7,8 +7,10 @@ import torch
 
 from nse.architecture import EditableModel
 from nse.batch import Progress, silent
+from nse.evaluation.probes import Rule
 from nse.evaluation.questions import END_OF_ANSWER, Question, reply
-from nse.tokens import tokenize
+from nse.memories import routed
+from nse.tokens import join, tokenize
 
 ANSWER_TOKENS = 20
 """Most tokens of an answer."""
@@ -41,6 +43,14 @@ def same_answer(generated: str, expected: str) -> bool:
     return _normal(answer(generated)) == _normal(answer(expected) or expected)
 
 
+def satisfies(generated: str, expected: str, *, rule: Rule) -> bool:
+    """Whether a generated text is, contains or lacks `expected`; whole words count, up to where the answer ends."""
+    if rule == "equals":
+        return same_answer(generated, expected)
+    contains = f" {_normal(expected)} " in f" {_normal(generated)} "
+    return contains == (rule == "contains")
+
+
 def _normal(text: str) -> str:
     return " ".join(re.sub(r"[^\w\s]", " ", text.casefold()).split())
 
@@ -48,7 +58,10 @@ def _normal(text: str) -> str:
 @torch.no_grad()
 def next_tokens(editable: EditableModel, prompt: str, *, k: int = 5) -> list[tuple[str, float]]:
     """The k most probable next tokens of a prompt, with their probabilities."""
-    ids = torch.tensor([tokenize(editable.tokenizer, prompt).ids], device=editable.device)
-    logits = editable.model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[0, -1].float()
+    route = next(route for route in routed(editable, [prompt]) if route.places)
+    text = join(route.before[0], prompt) if route.before[0] else prompt
+    ids = torch.tensor([tokenize(editable.tokenizer, text).ids], device=editable.device)
+    with route.voice():
+        logits = editable.model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[0, -1].float()
     top = logits.softmax(-1).topk(k)
     return [(editable.decode([int(t)]), float(p)) for p, t in zip(top.values, top.indices, strict=True)]

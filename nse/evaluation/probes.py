@@ -7,7 +7,25 @@ from typing import Literal
 
 from nse.request import EditRequest
 
-Kind = Literal["efficacy", "generalization", "specificity", "retention", "untouched", "canary"]
+Kind = Literal[
+    "efficacy",
+    "generalization",
+    "specificity",
+    "same_subject",
+    "distracted",
+    "shared_name",
+    "near_duplicate",
+    "chained",
+    "reversed",
+    "running_text",
+    "chat",
+    "retention",
+    "untouched",
+    "kept",
+    "canary",
+]
+Rule = Literal["equals", "contains", "lacks"]
+"""How a generated answer is judged: it is the expected text, it has it in it, it has not."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +38,7 @@ class Probe:
         prompt: Text that the answer follows.
         expected: The right answer.
         foil: A wrong answer to compare probabilities with, if there is one.
+        rule: What the answer has to do with `expected`.
     """
 
     kind: Kind
@@ -27,6 +46,7 @@ class Probe:
     prompt: str
     expected: str
     foil: str | None = None
+    rule: Rule = "equals"
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,8 +8,9 @@ the most probable one, it is what the model would have said; only what departs f
 
 import math
 import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
 
 import torch
 
@@ -17,7 +18,8 @@ from nse.architecture import EditableModel
 from nse.batch import TOKENS_PER_BATCH, Progress, by_length, halved, silent
 from nse.errors import TokenError
 from nse.evaluation.prefixes import Cell, Prefix, Row, gathered, read, run
-from nse.tokens import TokenizedPrompt, tokenize
+from nse.memories import routed
+from nse.tokens import TokenizedPrompt, join, tokenize
 
 END_OF_ANSWER = re.compile(r"[.,;:!?\n]")
 """A generated token that holds one of these is the last that is asked for."""
@@ -37,10 +39,17 @@ class Question:
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """Of each target the sum of its log-probabilities in nats and its number of tokens; and what the model says greedily."""
+    """Of each target the sum of its log-probabilities in nats and its number of tokens; and what the model says greedily.
+
+    Attributes:
+        scores: By target, in the question's order.
+        generated: The text.
+        right: By target, whether each of its tokens is the most probable one after those before it.
+    """
 
     scores: tuple[tuple[float, int], ...]
     generated: str
+    right: tuple[bool, ...] = ()
 
 
 @dataclass(slots=True)
@@ -78,6 +87,7 @@ class _Task:
     texts: list[_Text]
     trunk: tuple[int, int] = (-1, -1)
     scores: list[tuple[float, int]] = field(default_factory=list)
+    right: list[bool] = field(default_factory=list)
     said: list[int] = field(default_factory=list)
 
     @property
@@ -109,7 +119,7 @@ def reply(
     stage: str = "questions",
     progress: Progress = silent,
 ) -> list[Reply]:
-    """Asks the weights in force. What is asked twice is computed twice: give equal prompts as one question.
+    """Asks what is in force, weights and memories. What is asked twice is computed twice: give equal prompts as one question.
 
     Args:
         editable: The model.
@@ -122,18 +132,33 @@ def reply(
     Raises:
         TokenError: If a text does not fit the model, or a prompt has no token.
     """
-    asking = _Asking(editable, max_new_tokens)
+
+    def told(before: int, done: int) -> None:
+        progress(stage, before + done, len(questions))
+
+    replies: dict[int, Reply] = {}
+    for route in routed(editable, [question.prompt for question in questions]):
+        own = [questions[i] for i in route.places]
+        own = [replace(q, prompt=join(b, q.prompt)) if b else q for q, b in zip(own, route.before, strict=True)]
+        with route.voice():
+            found = _replies(_Asking(editable, max_new_tokens), own, partial(told, len(replies)))
+        replies |= dict(zip(route.places, found, strict=True))
+    return [replies[i] for i in range(len(questions))]
+
+
+def _replies(asking: "_Asking", questions: Sequence[Question], seen: Callable[[int], None]) -> list[Reply]:
+    """Asks questions that one voice answers; `seen` is told how many are done."""
     tasks = [asking.task(question) for question in questions]
     waiting: list[_Speaker] = []
-    seen = 0
+    read_ = 0
     for group in by_length([TokenizedPrompt(task.texts[0].ids, 0) for task in tasks]):
         waiting += halved(asking.read, [tasks[i] for i in group], what="questions")
-        seen += len(group)
-        if len(waiting) >= ROWS or seen == len(tasks):
+        read_ += len(group)
+        if len(waiting) >= ROWS or read_ == len(tasks):
             halved(asking.follow, waiting, what="prompts")
             waiting = []
-        progress(stage, seen - len(waiting), len(tasks))
-    return [Reply(tuple(task.scores), editable.decode(task.said)) for task in tasks]
+        seen(read_ - len(waiting))
+    return [Reply(tuple(task.scores), asking.editable.decode(task.said), tuple(task.right)) for task in tasks]
 
 
 class _Asking:
@@ -182,8 +207,9 @@ class _Asking:
         logs, best = read(self.editable, [hidden for hidden, _ in passes], cells)
         open_: list[tuple[_Task, Row]] = []
         for task, own in zip(tasks, heard, strict=True):
-            scores = [[logs[pair] for pair in text.scored(task.trunk)] for text in task.texts]
-            task.scores = [(math.fsum(part), len(part)) for part in scores if part]
+            scored = [list(text.scored(task.trunk)) for text in task.texts]
+            task.scores = [(math.fsum(logs[pair] for pair in part), len(part)) for part in scored if part]
+            task.right = [all(best[cell] == token for cell, token in part) for part in scored if part]
             if own and not self._verify(task, [best[cell] for cell in own]):
                 number, row, _ = own[0]
                 open_.append((task, (passes[number][1], row, len(task.texts[-1].ids) + len(task.said) - 1)))

@@ -1,74 +1,26 @@
-"""Asking probes: every answer once by probability and once by greedy free generation, and the metrics of the answers."""
+"""Asking probes: every answer by probability, by argmax and by greedy free generation, and the metrics of the answers."""
 
-import json
 import math
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
+
+from transformers import PreTrainedTokenizerBase
 
 from nse.architecture import EditableModel
 from nse.batch import Progress, silent
-from nse.evaluation.generate import ANSWER_TOKENS, answer, same_answer
+from nse.evaluation.collapse import vital_signs
+from nse.evaluation.generate import ANSWER_TOKENS, answer, satisfies
+from nse.evaluation.metrics import shares
+from nse.evaluation.misleading import World, misleading_probes
+from nse.evaluation.outcomes import SCHEMA, CaseOutcome, OutcomeStore
 from nse.evaluation.probes import Probe, request_probes, untouched_probes
 from nse.evaluation.questions import Question, reply
-from nse.evaluation.score import perplexity
 from nse.evaluation.suites import Suite
 from nse.fingerprint import json_digest
-from nse.patch import base_in_force
 from nse.request import EditRequest
 
-SCHEMA = 1
-"""Part of the key of a kept answer: raise it when the rule by which a text is an answer changes."""
-
-
-@dataclass(frozen=True, slots=True)
-class CaseOutcome:
-    """The answer to one probe.
-
-    Attributes:
-        kind: What it measures.
-        case_id: The request, fact or canary that it belongs to.
-        prompt: The question.
-        expected: The right answer.
-        probability: p(expected | prompt), all its tokens.
-        preferred: Whether `expected` is more probable per token than the foil (over one half, if there is no foil).
-        generated: The answer by greedy free generation.
-        passed: Whether that answer is `expected`.
-    """
-
-    kind: str
-    case_id: str
-    prompt: str
-    expected: str
-    probability: float
-    preferred: bool
-    generated: str
-    passed: bool
-
-
-@dataclass(frozen=True, slots=True)
-class OutcomeStore:
-    """Answers that a version has given before, one JSON file per version: tonight's head was judged as last night's candidate."""
-
-    folder: Path
-
-    def read(self, version: str) -> dict[str, CaseOutcome]:
-        """Known outcomes of a version by the digest of their probe."""
-        path = self._path(version)
-        known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-        return {key: CaseOutcome(**value) for key, value in known.items()}
-
-    def write(self, version: str, outcomes: Mapping[str, CaseOutcome]) -> None:
-        """Keeps outcomes; a reader never sees half a file."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        temporary = self.folder / f".{version}.{os.getpid()}"
-        temporary.write_text(json.dumps({key: asdict(o) for key, o in sorted(outcomes.items())}), encoding="utf-8")
-        temporary.replace(self._path(version))
-
-    def _path(self, version: str) -> Path:
-        return self.folder / f"{version}.json"
+__all__ = ["CaseOutcome", "Evaluation", "OutcomeStore", "ask", "ask_once", "evaluate", "probes_of"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,8 +35,21 @@ class Evaluation:
         return {"metrics": self.metrics, "cases": [asdict(c) for c in self.cases]}
 
 
-def probes_of(suite: Suite, requests: Sequence[EditRequest], retained: Sequence[EditRequest]) -> list[Probe]:
-    """All questions of a suite about a model that shall hold `requests` (new) and `retained` (earlier corrections)."""
+def probes_of(
+    suite: Suite,
+    requests: Sequence[EditRequest],
+    retained: Sequence[EditRequest],
+    *,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+) -> list[Probe]:
+    """All questions of a suite about a model that shall hold `requests` (new) and `retained` (earlier corrections).
+
+    Args:
+        suite: What to ask.
+        requests: Corrections under judgement.
+        retained: Earlier corrections.
+        tokenizer: Whose chat template is used, if the suite asks in it.
+    """
     edited = {(r.subject.casefold(), r.relation or "") for r in (*requests, *retained)}
     probes = []
     for request in requests:
@@ -96,9 +61,14 @@ def probes_of(suite: Suite, requests: Sequence[EditRequest], retained: Sequence[
             edited=edited,
             neighbours=suite.neighbours,
         )
+    world = World.of(suite.facts, suite.templates, edited=edited, tokenizer=tokenizer)
+    probes += misleading_probes(requests, world, kinds=suite.misleading, per_kind=suite.per_kind)
     probes += [Probe("retention", r.case_id, r.prompt, r.target_new, r.target_true) for r in retained]
     probes += untouched_probes(suite.facts, templates=suite.templates, edited=edited, sample=suite.untouched)
-    probes += [Probe("canary", f"canary {i + 1}", c.prompt, c.equals) for i, c in enumerate(suite.canaries)]
+    probes += [Probe("kept", fact.name, fact.prompt, fact.expected, fact.foil) for fact in suite.kept]
+    probes += [
+        Probe("canary", f"canary {i + 1}", c.prompt, c.expected, rule=c.rule) for i, c in enumerate(suite.canaries)
+    ]
     return probes
 
 
@@ -133,25 +103,30 @@ def ask(editable: EditableModel, probes: Sequence[Probe], *, progress: Progress 
     questions = [Question(prompt, tuple(texts)) for prompt, texts in targets.items()]
     replies = reply(editable, questions, max_new_tokens=ANSWER_TOKENS, stage="probes", progress=progress)
     found = {
-        question.prompt: (dict(zip(question.targets, r.scores, strict=True)), r.generated)
+        question.prompt: (dict(zip(question.targets, zip(r.scores, r.right, strict=True), strict=True)), r.generated)
         for question, r in zip(questions, replies, strict=True)
     }
     return tuple(_outcome(probe, *found[probe.prompt]) for probe in probes)
 
 
-def _outcome(probe: Probe, scores: Mapping[str, tuple[float, int]], generated: str) -> CaseOutcome:
-    """Judges a reply; `scores` are by target: log-probability in nats, number of tokens."""
-    score, tokens = scores[probe.expected]
-    foil, length = scores[probe.foil] if probe.foil is not None else (math.log(0.5), 1)
+def _outcome(probe: Probe, scores: Mapping[str, tuple[tuple[float, int], bool]], generated: str) -> CaseOutcome:
+    """Judges a reply; `scores` are by target: log-probability in nats and number of tokens, whether all are the most probable."""
+    (score, tokens), argmax = scores[probe.expected]
+    foil, length = scores[probe.foil][0] if probe.foil is not None else (math.log(0.5), 1)
+    preferred = score / tokens > foil / length
+    lacks = probe.rule == "lacks"
     return CaseOutcome(
         kind=probe.kind,
         case_id=probe.case_id,
         prompt=probe.prompt,
-        expected=probe.expected,
+        expected=probe.expected if probe.rule == "equals" else f"{probe.rule} {probe.expected}",
         probability=math.exp(score),
-        preferred=score / tokens > foil / length,
+        preferred=preferred != lacks,
         generated=answer(generated),
-        passed=same_answer(generated, probe.expected),
+        passed=satisfies(generated, probe.expected, rule=probe.rule),
+        nats=-score / tokens,
+        foil_nats=None if probe.foil is None else -foil / length,
+        argmax=argmax != lacks,
     )
 
 
@@ -177,24 +152,18 @@ def evaluate(
         progress: Called as `progress(stage, done, total)`.
 
     Returns:
-        Metrics `<kind>` (by probability) and `<kind>_generation` for each kind that had probes, `perplexity`, and
-        `perplexity_ratio` to the base model.
+        Metrics `<kind>` (by probability), `<kind>_accuracy` and `<kind>_generation` for each kind that had probes, and the
+        vital signs if the suite has texts (`nse.evaluation.collapse`).
 
     Raises:
         TokenError: If a prompt does not fit the model.
     """
-    probes = probes_of(suite, requests, retained)
+    probes = probes_of(suite, requests, retained, tokenizer=editable.tokenizer)
     if store is not None:
         cases = ask_once(editable, probes, store=store, version=version, progress=progress)
     else:
         cases = ask(editable, probes, progress=progress)
-    metrics: dict[str, float] = {}
-    for kind in dict.fromkeys(c.kind for c in cases):
-        own = [c for c in cases if c.kind == kind]
-        metrics[kind] = sum(c.preferred for c in own) / len(own)
-        metrics[f"{kind}_generation"] = sum(c.passed for c in own) / len(own)
+    metrics = shares(cases)
     if suite.texts:
-        metrics["perplexity"] = perplexity(editable, suite.texts)
-        with base_in_force(editable):
-            metrics["perplexity_ratio"] = metrics["perplexity"] / perplexity(editable, suite.texts)
+        metrics |= vital_signs(editable, suite.texts)
     return Evaluation(metrics, cases)

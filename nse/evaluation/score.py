@@ -9,7 +9,11 @@ from nse.architecture import EditableModel
 from nse.batch import Progress, by_length, halved, silent
 from nse.evaluation.prefixes import Cell, read, run
 from nse.evaluation.questions import Question, reply
+from nse.memories import routed
 from nse.tokens import TokenizedPrompt, tokenize
+
+MOST_NATS = 700
+"""exp of more does not fit a float."""
 
 
 def log_probabilities(
@@ -40,20 +44,32 @@ def perplexity(editable: EditableModel, texts: Sequence[str]) -> float:
     Raises:
         TokenError: If a text does not fit the model.
     """
-    sequences = [TokenizedPrompt(tokenize(editable.tokenizer, t).ids, 1) for t in texts]
     total, count = 0.0, 0
-    for group in by_length(sequences):
-        rows = [sequences[i].ids for i in group]
-        total += math.fsum(halved(lambda part: _whole(editable, part), rows, what="texts"))
-        count += sum(len(ids) - 1 for ids in rows)
-    return math.exp(-total / max(count, 1))
+    for route in routed(editable, texts):
+        sequences = [_tokens(editable, texts[i], before) for i, before in zip(route.places, route.before, strict=True)]
+        with route.voice():
+            for group in by_length(sequences):
+                rows = [sequences[i] for i in group]
+                total += math.fsum(halved(lambda part: _whole(editable, part), rows, what="texts"))
+                count += sum(len(row.ids) - row.prompt_length for row in rows)
+    nats = -total / max(count, 1)
+    return math.inf if nats > MOST_NATS else math.exp(nats)
 
 
-def _whole(editable: EditableModel, rows: Sequence[tuple[int, ...]]) -> list[float]:
-    """Sum of the log-probabilities of all tokens but the first, for each row."""
-    hidden, _ = run(editable, rows, keep=False)
-    cells: dict[Cell, tuple[int]] = {
-        (0, r, i): (ids[i + 1],) for r, ids in enumerate(rows) for i in range(len(ids) - 1)
-    }
+def _tokens(editable: EditableModel, text: str, before: str) -> TokenizedPrompt:
+    """A text in tokens, all but its first one the target, behind what is said before it."""
+    if not before:
+        return TokenizedPrompt(tokenize(editable.tokenizer, text).ids, 1)
+    whole = tokenize(editable.tokenizer, before, target=text)
+    return TokenizedPrompt(whole.ids, whole.prompt_length + 1)
+
+
+def _whole(editable: EditableModel, rows: Sequence[TokenizedPrompt]) -> list[float]:
+    """Sum of the log-probabilities of the target of each row."""
+    hidden, _ = run(editable, [row.ids for row in rows], keep=False)
+    scored = [
+        [((0, r, i - 1), row.ids[i]) for i in range(row.prompt_length, len(row.ids))] for r, row in enumerate(rows)
+    ]
+    cells: dict[Cell, tuple[int]] = {cell: (token,) for own in scored for cell, token in own}
     logs, _ = read(editable, [hidden], cells)
-    return [math.fsum(logs[(0, r, i), ids[i + 1]] for i in range(len(ids) - 1)) for r, ids in enumerate(rows)]
+    return [math.fsum(logs[pair] for pair in own) for own in scored]

@@ -2,66 +2,53 @@
 
 import csv
 import io
-import operator
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, TypeVar, get_args
+from typing import Any, TypeVar, get_args
 
 import yaml
 
 from nse.errors import RequestError, SuiteError
-from nse.evaluation.probes import Kind, KnownFact, asking_order
+from nse.evaluation.gates import Gate, GateResult, Measured, gate_results, read_gates
+from nse.evaluation.harness import Harness
+from nse.evaluation.misleading import MISLEADING
+from nse.evaluation.probes import KnownFact, Rule, asking_order, shuffled
 from nse.fingerprint import file_digest, json_digest
-from nse.request import read_text
+from nse.request import read_requests, read_text
 from nse.subjects import HeldFact
 
-BOUND = re.compile(r"^(>=|<=)\s*(\d+\.?\d*|\.\d+)$")
-COMPARE = {">=": operator.ge, "<=": operator.le}
+__all__ = ["Canary", "Gate", "GateResult", "KeptFact", "Suite", "held_facts", "read_suite"]
+
 T = TypeVar("T", bound=list[Any] | dict[Any, Any])
-METRICS = {f"{kind}{way}" for kind in get_args(Kind) for way in ("", "_generation")} | {
-    "perplexity",
-    "perplexity_ratio",
-}
-KEYS = {"schema", "facts", "templates", "text", "neighbours", "untouched", "canaries", "gates"}
-
-
-class Measured(Protocol):
-    """Anything with metrics."""
-
-    @property
-    def metrics(self) -> dict[str, float]:
-        """Metrics by name."""
-        ...
+NAMED = ("facts", "templates", "text")
+KEYS = {"schema", *NAMED, "keep", "neighbours", "untouched", "misleading", "per_kind", "canaries", "gates", "harness"}
 
 
 @dataclass(frozen=True, slots=True)
 class Canary:
-    """A prompt whose answer must never change."""
+    """A prompt whose answer must always be `expected`, or have it in it, or lack it."""
 
     prompt: str
-    equals: str
+    expected: str
+    rule: Rule = "equals"
 
 
 @dataclass(frozen=True, slots=True)
-class Gate:
-    """A bound on a metric: `value op bound` must hold."""
+class KeptFact:
+    """A fact that must stay whatever is corrected: it is asked every time, and a correction that contradicts it fails.
+
+    Attributes:
+        name: What it is called in the evidence.
+        prompt: The question.
+        expected: The answer.
+        foil: A wrong answer to compare probabilities with, if there is one.
+    """
 
     name: str
-    op: str
-    bound: float
-
-
-@dataclass(frozen=True, slots=True)
-class GateResult:
-    """A gate with what was measured."""
-
-    name: str
-    op: str
-    bound: float
-    value: float
-    passed: bool
+    prompt: str
+    expected: str
+    foil: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,15 +65,21 @@ class Suite:
     digest: str
     untouched: int | None = None
     """How many known facts are asked, always the same ones; all of them if not given."""
+    kept: tuple[KeptFact, ...] = ()
+    misleading: tuple[str, ...] = ()
+    """Kinds of misleading probes that are asked of each correction."""
+    per_kind: int = 2
+    """How many of each of these kinds."""
+    harness: Harness | None = None
 
-    def gate(self, candidate: Measured) -> tuple[GateResult, ...]:
-        """Compares metrics with the gates; a gate on a metric that was not measured (no such probes) does not apply."""
-        results = []
-        for gate in self.gates:
-            if gate.name in candidate.metrics:
-                value = candidate.metrics[gate.name]
-                results.append(GateResult(gate.name, gate.op, gate.bound, value, COMPARE[gate.op](value, gate.bound)))
-        return tuple(results)
+    def gate(self, candidate: Measured, head: Measured | None = None) -> tuple[GateResult, ...]:
+        """Compares metrics with the gates, those against the head with the head's; see `gates.gate_results`."""
+        return gate_results(self.gates, candidate, head)
+
+    @property
+    def relative(self) -> bool:
+        """Whether a gate is against the head."""
+        return any(gate.against == "head" for gate in self.gates)
 
 
 def read_suite(path: Path) -> Suite:
@@ -101,19 +94,41 @@ def read_suite(path: Path) -> Suite:
             raise SuiteError(f"{path} is not a mapping: see the suite section of the README")
         if unknown := set(data) - KEYS:
             raise SuiteError(f"{path}: key {min(unknown)!r} is unknown: use {', '.join(sorted(KEYS))}")
-        files = [path] + [_inside(path, str(data[key])) for key in ("facts", "templates", "text") if data.get(key)]
-        named = dict(zip([k for k in ("facts", "templates", "text") if data.get(k)], files[1:], strict=True))
+        named = {key: _inside(path, str(data[key])) for key in NAMED if data.get(key)}
+        keep = [_inside(path, name) for name in _texts(data, "keep", path)]
         templates = _templates(named["templates"]) if "templates" in named else {}
         facts = _facts(named["facts"], templates) if "facts" in named else ()
         texts = tuple(line for line in read_text(named["text"]).splitlines() if line.strip()) if "text" in named else ()
+        kept = tuple(fact for file in keep for fact in _kept(file, templates))
+        harness = _harness(data["harness"], path) if data.get("harness") else None
     except RequestError as error:
         raise SuiteError(str(error)) from error
-    neighbours = _count(data.get("neighbours", 5), "neighbours", path)
-    untouched = _count(data["untouched"], "untouched", path) if "untouched" in data else None
-    canaries = tuple(_canary(c, path) for c in _kind(data, "canaries", list, path))
-    gates = tuple(_gate(str(n), str(b), path) for n, b in _kind(data, "gates", dict, path).items())
-    digest = json_digest([[f.name, file_digest(f)] for f in files])
-    return Suite(facts, templates, texts, neighbours, canaries, gates, tuple(files), digest, untouched)
+    misleading = tuple(_texts(data, "misleading", path))
+    if unknown_kind := next((kind for kind in misleading if kind not in MISLEADING), None):
+        raise SuiteError(f"{path}: misleading kind {unknown_kind!r} is unknown: use {', '.join(MISLEADING)}")
+    files = (path, *named.values(), *keep)
+    tasks = _task_files(harness)
+    home = path.parent.resolve()
+    digest = [[f.name, file_digest(f)] for f in files] + [[str(f.relative_to(home)), file_digest(f)] for f in tasks]
+    return Suite(
+        facts=facts,
+        templates=templates,
+        texts=texts,
+        neighbours=_count(data.get("neighbours", 5), "neighbours", path),
+        canaries=tuple(_canary(c, path) for c in _kind(data, "canaries", list, path)),
+        gates=tuple(
+            gate
+            for name, given in _kind(data, "gates", dict, path).items()
+            for gate in read_gates(str(name), given, str(path))
+        ),
+        files=(*files, *tasks),
+        digest=json_digest(digest),
+        untouched=_count(data["untouched"], "untouched", path) if "untouched" in data else None,
+        kept=kept,
+        misleading=misleading,
+        per_kind=_count(data.get("per_kind", 2), "per_kind", path),
+        harness=harness,
+    )
 
 
 def held_facts(suite: Suite) -> tuple[HeldFact, ...]:
@@ -178,16 +193,58 @@ def _facts(path: Path, templates: Mapping[str, Any]) -> tuple[KnownFact, ...]:
     return facts
 
 
+def _texts(data: Mapping[str, Any], key: str, path: Path) -> list[str]:
+    """A text or a list of texts."""
+    value = data.get(key) or []
+    found = [value] if isinstance(value, str) else value
+    if not isinstance(found, list) or not all(isinstance(text, str) for text in found):
+        raise SuiteError(f"{path}: {key} is {value!r}: write a name, or a list of names")
+    return found
+
+
+def _kept(path: Path, templates: Mapping[str, tuple[str, ...]]) -> list[KeptFact]:
+    """The facts of a file: columns subject, relation, object, or any layout of requests, where `target_true` is what stays."""
+    if path.suffix == ".csv" and "object" in (csv.DictReader(io.StringIO(read_text(path))).fieldnames or ()):
+        facts = _facts(path, templates)
+        return [_kept_fact(fact, facts, templates[fact.relation]) for fact in facts]
+    requests = read_requests(path)
+    if without := next((r.case_id for r in requests if r.target_true is None), None):
+        raise SuiteError(f"{path}: case {without} has no target_true: it is the object that stays")
+    return [
+        KeptFact(f"{path.stem} {r.case_id}: {r.subject}", r.prompt, r.target_true or "", r.target_new) for r in requests
+    ]
+
+
+def _kept_fact(fact: KnownFact, others: tuple[KnownFact, ...], templates: tuple[str, ...]) -> KeptFact:
+    objects = (o.object for o in others if o.relation == fact.relation and o.object != fact.object)
+    prompt = asking_order(templates, fact.subject)[0].replace("{}", fact.subject)
+    foil = next(iter(shuffled(objects, fact.subject)), None)
+    return KeptFact(f"{fact.subject} / {fact.relation}", prompt, fact.object, foil)
+
+
 def _canary(data: Any, path: Path) -> Canary:
-    if not isinstance(data, Mapping) or set(data) != {"prompt", "equals"}:
-        raise SuiteError(f"{path}: a canary needs exactly `prompt` and `equals`: {data!r}")
-    return Canary(str(data["prompt"]), str(data["equals"]))
+    rules = [rule for rule in get_args(Rule) if isinstance(data, Mapping) and rule in data]
+    if len(rules) != 1 or set(data) != {"prompt", rules[0]} or not str(data[rules[0]]).strip():
+        problem = "a canary needs exactly `prompt` and `equals`, `contains` or `lacks`"
+        raise SuiteError(f"{path}: {problem}: {data!r}")
+    return Canary(str(data["prompt"]), str(data[rules[0]]), rules[0])
 
 
-def _gate(name: str, bound: str, path: Path) -> Gate:
-    match = BOUND.match(bound.strip())
-    if match is None:
-        raise SuiteError(f'{path}: gate {name}: {bound!r} is no bound: write e.g. ">= 0.9" or "<= 1.1"')
-    if name not in METRICS:
-        raise SuiteError(f"{path}: gate {name!r} is on no metric: use one of {', '.join(sorted(METRICS))}")
-    return Gate(name, match[1], float(match[2]))
+def _harness(data: Any, path: Path) -> Harness:
+    if not isinstance(data, Mapping) or set(data) - {"tasks", "include", "limit"}:
+        raise SuiteError(
+            f"{path}: harness is {data!r}: write tasks: [name, ...], and include: FOLDER, limit: N if wanted"
+        )
+    tasks = _texts(data, "tasks", path)
+    if not tasks:
+        raise SuiteError(f"{path}: harness has no tasks: name some")
+    include = _inside(path, str(data["include"])) if data.get("include") else None
+    if include is not None and not include.is_dir():
+        raise SuiteError(f"{path}: harness.include {data['include']!r} is no folder: put the task files in one")
+    limit = _count(data["limit"], "limit", path) if "limit" in data else None
+    return Harness(tuple(tasks), include, limit)
+
+
+def _task_files(harness: Harness | None) -> list[Path]:
+    folder = harness.include if harness is not None else None
+    return [] if folder is None else sorted(file for file in folder.rglob("*") if file.is_file())

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from nse.architecture import EditableModel, load_model
-from nse.delta import Delta, LayerDelta
+from nse.delta import Delta, LayerDelta, Memory
 from nse.errors import ArchitectureError, DeltaError, NseError
 from nse.export import RECORD, SERVED_RANKS, export_lora, export_merged
 from nse.fingerprint import file_digest
@@ -120,6 +120,15 @@ def test_the_base_has_no_adapter(editable, deltas, tmp_path) -> None:
         with pytest.raises(DeltaError, match="nothing to put into an adapter"):
             export_lora(editable, nothing, tmp_path / "adapter")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_version_with_a_memory_is_refused_by_both(editable, tmp_path) -> None:
+    memory = Memory("grace", {}, torch.zeros(0, dtype=torch.int32))
+    delta = Delta({}, (), editable.base_digest, memory=memory)
+    for export, given in ((export_lora, [delta]), (export_merged, compose(editable, [delta]))):
+        with pytest.raises(DeltaError, match="memory of grace beside its weights"):
+            export(editable, given, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_weight_that_is_no_matrix_of_a_module_is_refused(editable, tmp_path, monkeypatch) -> None:

@@ -5,6 +5,7 @@ import json
 import pytest
 import yaml
 
+from nse.editors import read_settings
 from nse.errors import HyperparameterError
 from nse.hyperparameters import Hyperparameters, read_hyperparameters
 
@@ -121,6 +122,13 @@ def test_numbers_of_the_other_kind_become_the_right_kind(tmp_path) -> None:
         ({"neuron_threshold": 0}, "neuron_threshold = 0.0 is out of range"),
         ({"neuron_threshold": 1.01}, "neuron_threshold = 1.01 is out of range"),
         ({"max_passes": 0}, "max_passes = 0 is out of range"),
+        ({"write_layers": "some"}, "write_layers = 'some' is out of range"),
+        ({"write_layers": 1}, "a value has the wrong type"),
+        ({"protected_directions": 1.5}, "protected_directions = 1.5 is out of range"),
+        ({"protected_directions": -1}, "protected_directions = -1.0 is out of range"),
+        ({"z_norm_limit": -1}, "z_norm_limit = -1.0 is out of range"),
+        ({"ridge": -0.5}, "ridge = -0.5 is out of range"),
+        ({"v_patience": -1}, "v_patience = -1 is out of range"),
         ({"max_iterations": "many"}, "a value has the wrong type"),
         ({"max_iterations": None}, "a value has the wrong type"),
         ({"fact_token": "last"}, "fact_token 'last' is not supported"),
@@ -156,3 +164,36 @@ def test_a_missing_file_and_another_encoding_are_refused(tmp_path) -> None:
     (tmp_path / "h.json").write_bytes(b'{"layers": [1], "note": "\xfc"}')
     with pytest.raises(HyperparameterError, match="is not UTF-8"):
         read_hyperparameters(tmp_path / "h.json")
+
+
+def test_the_published_file_of_alphaedit_gives_its_own_settings(tmp_path) -> None:
+    path = tmp_path / "AlphaEdit.json"
+    published = {
+        k: v for k, v in PUBLISHED.items() if k not in ("alpha", "upper_bound", "max_iterations", "neuron_threshold")
+    }
+    path.write_text(json.dumps({**published, "nullspace_threshold": 3e-2, "L2": 7}))
+    file = read_settings(path, "alphaedit")
+    assert file.settings.own == {"nullspace_threshold": 3e-2, "L2": 7}
+    assert not {"nullspace_threshold", "L2"} & set(file.unused)
+    told = " ".join(file.differences)
+    assert "v_num_grad_steps" in told
+    assert not any(word in told for word in ("the file is of", "joint_values", "one pass"))
+    assert "the file is of AlphaEdit" in " ".join(read_settings(path, "nse").differences)
+
+
+def test_what_z_does_not_depend_on_is_not_in_the_key_of_its_cache() -> None:
+    plain = Hyperparameters((1, 2))
+    later = Hyperparameters((1, 2), write_layers="ends", protected_directions=4, z_norm_limit=2.0, ridge=1.0)
+    assert later.value_settings() == plain.value_settings()
+    assert set(plain.value_settings()) == {
+        "z_layer",
+        "v_num_grad_steps",
+        "v_lr",
+        "v_weight_decay",
+        "clamp_norm_factor",
+        "kl_factor",
+        "v_loss_target",
+        "hold_factor",
+    }
+    patient = Hyperparameters((1, 2), v_patience=3).value_settings()
+    assert patient == plain.value_settings() | {"v_patience": 3}

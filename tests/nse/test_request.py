@@ -1,6 +1,7 @@
 """Requests: every layout, every problem."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -74,7 +75,17 @@ def test_zsre_is_read_with_its_alternative_as_the_new_object(tmp_path) -> None:
         None,
         ("What university did Watts Humphrey take part in?",),
         ("who played desmond doss father in hacksaw ridge?",),
+        neighborhood_answers=("Hugo Weaving",),
     )
+    assert request.neighbours == (("who played desmond doss father in hacksaw ridge?", "Hugo Weaving"),)
+
+
+def test_neighbours_answer_the_old_object_unless_a_request_says_otherwise() -> None:
+    request = EditRequest("a", "Anna", "{} is in", "Rome", "Oslo", neighborhood_prompts=("Boris is in", "Clara is in"))
+    assert request.neighbours == (("Boris is in", "Oslo"), ("Clara is in", "Oslo"))
+    assert replace(request, target_true=None).neighbours == ()
+    ((field, _),) = replace(request, neighborhood_answers=("Lima",)).problems()
+    assert field == "neighborhood_answers"
 
 
 def test_zsre_without_an_alternative_writes_the_answer(tmp_path) -> None:

@@ -1,16 +1,19 @@
 """A tiny suite on a small model, its metrics computed by hand."""
 
+import json
 import math
+import re
 
 import pytest
 import torch
 
 from nse.editors.nse import NSE
 from nse.evaluation.generate import answer, generate, same_answer
-from nse.evaluation.probes import KnownFact
-from nse.evaluation.run import OutcomeStore, evaluate, probes_of
+from nse.evaluation.outcomes import OutcomeStore
+from nse.evaluation.probes import KnownFact, Probe
+from nse.evaluation.run import evaluate, probes_of
 from nse.evaluation.score import perplexity
-from nse.evaluation.suites import Canary, Suite
+from nse.evaluation.suites import Canary, KeptFact, Suite
 from nse.patch import compose, patched
 from nse.request import EditRequest
 from tests.nse import oracle
@@ -24,6 +27,13 @@ def suite(**change) -> Suite:
     facts = tuple(KnownFact(s, "home", o) for s, o in KNOWN)
     parts = {"texts": ("Anna Berg lives in Oslo.",), "canaries": (Canary("The home of", "Rome"),)} | change
     return Suite(facts, TEMPLATES, neighbours=2, gates=(), files=(), digest="", **parts)
+
+
+def most_probable(editable, prompt: str, target: str) -> bool:
+    """Whether the model would say each token of the target, the tokens before it given."""
+    before, ids = oracle.ids_of(editable, prompt), oracle.ids_of(editable, f"{prompt} {target}")
+    best = oracle.log_probabilities(editable.model, ids).argmax(dim=-1).tolist()
+    return best[len(before) - 1 : len(ids) - 1] == ids[len(before) :]
 
 
 @torch.no_grad()
@@ -47,13 +57,19 @@ def test_every_outcome_and_metric_is_what_asking_one_by_one_gives(editable) -> N
         else:
             foil, length = oracle.target_score(editable, probe.prompt, probe.foil)
             assert case.preferred == (float(score) / tokens > float(foil) / length)
+            assert case.foil_nats == pytest.approx(-float(foil) / length, rel=1e-3)
+        assert case.nats == pytest.approx(-float(score) / tokens, rel=1e-3)
+        assert case.argmax == most_probable(editable, probe.prompt, probe.expected)
         text = generate(editable, [probe.prompt])[0]
         assert (case.generated, case.passed) == (answer(text), same_answer(text, probe.expected))
         assert (case.kind, case.case_id, case.prompt) == (probe.kind, probe.case_id, probe.prompt)
     for kind in {p.kind for p in asked}:
         own = [c for c in result.cases if c.kind == kind]
-        assert result.metrics[kind] == sum(c.preferred for c in own) / len(own)
+        assert result.metrics[kind] == sum(c.preferred for c in own) / len(
+            own
+        )  # one case of each kind, or one probe of each
         assert result.metrics[f"{kind}_generation"] == sum(c.passed for c in own) / len(own)
+        assert result.metrics[f"{kind}_accuracy"] == sum(c.argmax for c in own) / len(own)
     assert result.metrics["perplexity"] == perplexity(editable, suite().texts)
     assert result.metrics["perplexity_ratio"] == 1.0
     assert result.to_dict()["cases"][0]["prompt"] == asked[0].prompt
@@ -72,7 +88,7 @@ def test_retained_and_new_subjects_are_neither_neighbours_nor_untouched() -> Non
 
 def test_only_kinds_that_were_asked_have_metrics(editable) -> None:
     metrics = evaluate(editable, suite(texts=(), canaries=())).metrics
-    assert set(metrics) == {"untouched", "untouched_generation"}
+    assert set(metrics) == {"untouched", "untouched_accuracy", "untouched_generation"}
 
 
 def test_a_correct_canary_passes(editable) -> None:
@@ -83,6 +99,46 @@ def test_a_correct_canary_passes(editable) -> None:
         for text in (said, said + "x")
     )
     assert (right, wrong) == (1.0, 0.0)
+
+
+@pytest.mark.parametrize("rule", ["contains", "lacks"])
+def test_a_canary_can_ask_for_a_part_of_the_answer_or_for_its_absence(editable, rule) -> None:
+    said = answer(generate(editable, ["The home of"])[0])
+    word = re.findall(r"\w+", said)[0]  # the model is random: its words may have signs at their ends
+    for text in (word, word + "x"):
+        (case,) = evaluate(editable, suite(texts=(), canaries=(Canary("The home of", text, rule),), untouched=0)).cases
+        assert case.passed == ((text == word) == (rule == "contains"))
+        assert case.expected == f"{rule} {text}"
+        likely = most_probable(editable, "The home of", text)
+        assert (case.preferred, case.argmax) == (
+            (case.nats < math.log(2)) == (rule == "contains"),
+            likely == (rule == "contains"),
+        )
+
+
+def test_what_is_to_be_kept_is_asked_whatever_is_corrected(editable) -> None:
+    kept = (KeptFact("k", "Anna Berg lives in", "Oslo", "Rome"),)
+    probes = [p for p in probes_of(suite(kept=kept), [fact(0)], []) if p.kind == "kept"]
+    assert probes == [Probe("kept", "k", "Anna Berg lives in", "Oslo", "Rome")]
+
+
+def test_what_misleads_is_asked_if_the_suite_wants_it_less_what_was_corrected() -> None:
+    own = suite(misleading=("distracted", "running_text"), per_kind=1)
+    found = [p for p in probes_of(own, [fact(0)], [fact(1)]) if p.kind in own.misleading]
+    assert sorted(p.kind for p in found) == ["distracted", "running_text"]
+    assert not any("Boris" in p.prompt for p in found)
+    assert not [p for p in probes_of(suite(), [fact(0)], []) if p.kind in own.misleading]
+
+
+def test_the_signs_of_collapse_are_among_the_metrics(editable) -> None:
+    assert {"perplexity", "delta_norm", "hidden_drift", "hidden_cosine", "text_entropy"} <= set(
+        evaluate(editable, suite()).metrics
+    )
+
+
+def test_answers_kept_under_another_rule_are_not_read(tmp_path) -> None:
+    (tmp_path / "version.json").write_text(json.dumps({"key": {"kind": "canary"}}))  # as schema 1 named its files
+    assert OutcomeStore(tmp_path).read("version") == {}
 
 
 def test_an_edit_raises_efficacy_and_the_ratio_compares_with_the_base(editable, context) -> None:

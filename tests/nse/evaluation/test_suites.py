@@ -5,8 +5,10 @@ from dataclasses import dataclass
 import pytest
 
 from nse.errors import SuiteError
+from nse.evaluation.gates import METRICS, kind_of
+from nse.evaluation.harness import Harness
 from nse.evaluation.probes import KnownFact
-from nse.evaluation.suites import Canary, Gate, GateResult, read_suite
+from nse.evaluation.suites import Canary, Gate, GateResult, KeptFact, read_suite
 
 FILES = {
     "suite.yaml": "schema: 1\nfacts: facts.csv\ntemplates: t.yaml\ntext: text.txt\nneighbours: 3\n"
@@ -82,11 +84,30 @@ def test_gates_compare_what_was_measured_and_let_the_bound_itself_pass(suite) ->
         ("suite.yaml", "canaries: {a: b}", "canaries is not a list"),
         ("suite.yaml", "canaries: [{prompt: x}]", "a canary needs exactly `prompt` and `equals`"),
         ("suite.yaml", "canaries: [x]", "a canary needs exactly"),
+        ("suite.yaml", "canaries: [{prompt: x, equals: y, lacks: z}]", "a canary needs exactly"),
+        ("suite.yaml", 'canaries: [{prompt: x, lacks: " "}]', "a canary needs exactly"),
         ("suite.yaml", "gates: [x]", "gates is not a mapping"),
         ("suite.yaml", "gates: {efficacy: 0.9}", "gate efficacy: '0.9' is no bound"),
         ("suite.yaml", 'gates: {efficacy: "> 0.9"}', "gate efficacy: '> 0.9' is no bound"),
         ("suite.yaml", 'gates: {eficacy: ">= 0.9"}', "gate 'eficacy' is on no metric"),
         ("suite.yaml", 'gates: {efficacy: ">= 0.9.1"}', "gate efficacy: '>= 0.9.1' is no bound"),
+        ("suite.yaml", "gates: {efficacy: {bound: '>= 0', level: warn}}", "gate efficacy: key 'level' is unknown"),
+        ("suite.yaml", "gates: {efficacy: {severity: warn}}", "gate efficacy: '' is no bound"),
+        ("suite.yaml", "gates: {efficacy: {bound: '>= 0', severity: low}}", "severity is 'low': write block or warn"),
+        (
+            "suite.yaml",
+            "gates: {efficacy: {bound: '>= 0', against: base}}",
+            "against is 'base': write absolute or head",
+        ),
+        ("suite.yaml", "keep: none.csv", r"none\.csv cannot be read"),
+        ("suite.yaml", "keep: 3", "keep is 3: write a name, or a list of names"),
+        ("suite.yaml", "keep: facts.csv", "relation 'home' has no template"),
+        ("suite.yaml", "keep: ../x.csv", "lies outside the suite's folder"),
+        ("suite.yaml", "misleading: [chat, chatter]", "misleading kind 'chatter' is unknown"),
+        ("suite.yaml", "per_kind: -1", "per_kind is -1"),
+        ("suite.yaml", "harness: [x]", "harness is"),
+        ("suite.yaml", "harness: {limit: 3}", "harness has no tasks"),
+        ("suite.yaml", "harness: {tasks: [x], include: tasks}", "'tasks' is no folder"),
         ("facts.csv", "subject,relation\nAnna,home\n", r"facts\.csv has no column 'object'"),
         ("facts.csv", "", r"facts\.csv has no column 'object'"),
         ("facts.csv", "subject,relation,object\nAnna,home\n", r"facts\.csv record 1: a fact needs"),
@@ -115,3 +136,75 @@ def test_a_file_that_is_missing_or_not_utf8_is_refused(suite, name) -> None:
     (suite.parent / name).unlink()
     with pytest.raises(SuiteError, match=rf"{name} cannot be read"):
         read_suite(suite)
+
+
+def test_a_gate_may_warn_and_may_be_against_the_head(tmp_path) -> None:
+    path = tmp_path / "s.yaml"
+    relative = '{bound: ">= -0.02", against: head}'
+    path.write_text(f'gates:\n  efficacy: {{bound: ">= 0.9", severity: warn}}\n  specificity: [">= 0.5", {relative}]\n')
+    read = read_suite(path)
+    assert read.gates == (
+        Gate("efficacy", ">=", 0.9, "warn"),
+        Gate("specificity", ">=", 0.5),
+        Gate("specificity", ">=", -0.02, "block", "head"),
+    )
+    assert read.relative
+    head = Measured({"specificity": 0.93, "efficacy": 0.0})
+    assert read.gate(Measured({"specificity": 0.91, "efficacy": 0.8}), head) == (
+        GateResult("efficacy", ">=", 0.9, 0.8, False, "warn"),
+        GateResult("specificity", ">=", 0.5, 0.91, True),
+        GateResult("specificity", ">=", 0.91, 0.91, True),
+    )
+    assert not read.gate(Measured({"specificity": 0.909}), head)[-1].passed
+    assert len(read.gate(Measured({"specificity": 0.91}))) == 1  # no head, nothing to compare with
+
+
+def test_metrics_of_layers_and_of_the_harness_can_be_bounded(tmp_path) -> None:
+    (tmp_path / "s.yaml").write_text('gates: {delta_norm.3: "<= 0.1", harness.my_task.acc: ">= 0.5"}')
+    assert [gate.name for gate in read_suite(tmp_path / "s.yaml").gates] == ["delta_norm.3", "harness.my_task.acc"]
+
+
+def test_every_share_belongs_to_a_kind_of_probes_and_nothing_else_does() -> None:
+    kinds = {name: kind_of(name) for name in METRICS}
+    assert kinds["near_duplicate_generation"] == "near_duplicate"
+    assert kinds["specificity"] == kinds["specificity_accuracy"] == "specificity"
+    assert {name for name, kind in kinds.items() if kind is None} >= {"perplexity_ratio", "delta_norm", "text_entropy"}
+
+
+def test_a_canary_may_have_to_contain_or_to_lack_a_text(tmp_path) -> None:
+    path = tmp_path / "s.yaml"
+    path.write_text("canaries: [{prompt: a, contains: b}, {prompt: c, lacks: d}]")
+    assert read_suite(path).canaries == (Canary("a", "b", "contains"), Canary("c", "d", "lacks"))
+
+
+def test_facts_that_must_stay_come_from_a_table_or_from_requests(suite) -> None:
+    folder = suite.parent
+    suite.write_text("templates: t.yaml\nkeep: [facts.csv, stay.json]\nmisleading: chat\nper_kind: 1\n")
+    rewrite = (
+        '{"prompt": "{} speaks", "subject": "Ida", "target_new": {"str": "Dutch"}, "target_true": {"str": "Thai"}}'
+    )
+    (folder / "stay.json").write_text(f'[{{"case_id": 7, "requested_rewrite": {rewrite}}}]')
+    read = read_suite(suite)
+    anna, _, ida = read.kept
+    assert (anna.name, anna.expected, anna.foil) == ("Anna / home", "Oslo", "Lima")
+    assert anna.prompt in ("Anna lives in", "Anna is at")
+    assert ida == KeptFact("stay 7: Ida", "Ida speaks", "Thai", "Dutch")
+    assert (read.misleading, read.per_kind) == (("chat",), 1)
+    assert {file.name for file in read.files} == {"suite.yaml", "t.yaml", "facts.csv", "stay.json"}
+    before = read.digest
+    (folder / "stay.json").write_text((folder / "stay.json").read_text().replace("Thai", "Lao"))
+    assert read_suite(suite).digest != before
+    (folder / "stay.json").write_text('[{"subject": "Ida", "prompt": "{} speaks", "target_new": "Dutch"}]')
+    with pytest.raises(SuiteError, match="case 0 has no target_true"):
+        read_suite(suite)
+
+
+def test_task_files_of_the_harness_belong_to_the_suite(tmp_path) -> None:
+    (tmp_path / "tasks").mkdir()
+    (tmp_path / "tasks" / "mine.yaml").write_text("task: mine\n")
+    (tmp_path / "s.yaml").write_text("harness: {tasks: [mine], include: tasks, limit: 5}")
+    read = read_suite(tmp_path / "s.yaml")
+    assert read.harness == Harness(("mine",), tmp_path / "tasks", 5)
+    before = read.digest
+    (tmp_path / "tasks" / "mine.yaml").write_text("task: mine\nnum_fewshot: 0\n")
+    assert read_suite(tmp_path / "s.yaml").digest != before

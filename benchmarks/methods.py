@@ -1,0 +1,204 @@
+"""Every method on one stream, everything re-tested after it: the tables and plots of docs/method.md. One command each:
+
+    python -m benchmarks.methods --world demo --stream batches
+    python -m benchmarks.methods --world bios --stream single
+    python -m benchmarks.methods --world demo --stream batches --estimate
+
+The world is a model with facts that it knows: `demo` (the suite's facts, each corrected to another object) or `bios` (the
+invented people in ../shared). `batches` are rounds of 50, `single` are rounds of one edit. Settings are those of
+benchmarks/bench_<world>.yaml. Methods that train first are trained by `nse train` on facts that are not edited, once; the
+file is kept in the folder of records. Writes docs/methods_<world>_<stream>.md and .svg after every order of the stream, and the
+record under build/. An interrupted run goes on where it was. `--estimate` runs the first rounds of each method alone, and says
+from these how long the whole will last.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from transformers import AutoTokenizer
+
+from benchmarks.table import HERE, device_of, machine
+from benchmarks.table import show as table
+from flows.commands.bench import show
+from flows.progress import shown
+from nse.bench import BenchFiles, BenchOptions, bench
+from nse.bench.run import in_words
+from nse.bench.streams import Dataset, checkpoints, questions_about, read_dataset
+from nse.bench.summary import failures, markdown
+from nse.editors import EDITORS, read_settings
+from nse.evaluation.probes import request_probes
+from nse.fingerprint import file_digest, json_digest
+from nse.request import EditRequest
+
+SHARED = HERE.parent / "shared"
+EDITS = {("demo", "batches"): 1000, ("bios", "batches"): 600, ("demo", "single"): 200, ("bios", "single"): 200}
+"""Of 1,521 facts and of 800: the others are what methods train on, and what is asked as untouched."""
+BATCH = {"batches": 50, "single": 1}
+ROUNDS = {"batches": 2, "single": 8}
+"""Rounds of an estimate."""
+
+
+@dataclass(frozen=True)
+class World:
+    """A model with facts that it knows."""
+
+    model: Path
+    dataset: Path
+    corpus: Path
+    contexts: Path | None = None
+
+
+WORLDS = {
+    "demo": World(HERE / "demo/model", HERE / "demo/suite.yaml", HERE / "demo/corpus.txt", HERE / "demo/contexts.json"),
+    "bios": World(SHARED / "models/bios", SHARED / "data/bios.json", SHARED / "data/bios_corpus.txt"),
+}
+
+
+def lessons(dataset: Dataset) -> list[EditRequest]:
+    """The cases that the stream does not edit, with rewordings and with neighbours that shall stay."""
+    suite = dataset.suite
+    if suite is None:
+        return list(dataset.others)
+    edited, found = {(r.subject.casefold(), r.relation or "") for r in dataset.requests}, []
+    for request in dataset.others:
+        relation = request.relation or ""
+        probes = request_probes(
+            request,
+            facts=[f for f in suite.facts if f.relation == relation],
+            templates=suite.templates[relation],
+            edited=edited,
+            neighbours=suite.neighbours,
+        )
+        near = [p for p in probes if p.kind == "specificity"]
+        found.append(
+            replace(
+                request,
+                paraphrase_prompts=tuple(p.prompt for p in probes if p.kind == "generalization"),
+                neighborhood_prompts=tuple(p.prompt for p in near),
+                neighborhood_answers=tuple(p.expected for p in near),
+            )
+        )
+    return found
+
+
+def trained_for(method: str, dataset: Dataset, hparams: Path, options: argparse.Namespace) -> Path:
+    """What `nse train` makes for a method, of facts that the stream does not edit; made if it is not there."""
+    cases: Path = options.output / f"{options.world}-{options.edits}-{options.seed}.jsonl"
+    cases.parent.mkdir(parents=True, exist_ok=True)
+    cases.write_text("".join(json.dumps(asdict(r)) + "\n" for r in lessons(dataset)), encoding="utf-8")
+    made_of = [read_settings(hparams, method).settings.to_dict(), file_digest(cases), dataset.digest, options.seed]
+    output = cases.with_name(f"{cases.stem}-{method}-{json_digest(made_of)[:8]}.safetensors")
+    if not output.is_file():
+        command = [sys.executable, "-m", "flows.cli", "train", "--method", method, "--seed", str(options.seed)]
+        half = output.with_name(f"half-{output.name}")  # a run that is stopped leaves no file that looks whole
+        files = {"model": WORLDS[options.world].model, "dataset": cases, "hparams": hparams, "output": half}
+        given = [word for name, path in files.items() for word in (f"--{name}", str(path))]
+        subprocess.run([*command, *given], cwd=HERE, check=True)
+        half.replace(output)
+    return output
+
+
+def estimated(record: dict[str, Any], dataset: Dataset, options: argparse.Namespace) -> dict[str, float]:
+    """Seconds that each method will take on all orders, from a short run: rounds and questions as many times as they come."""
+    rounds, questions = -(-options.edits // BATCH[options.stream]), questions_about(dataset, dataset.suite)
+    tested = [min(n * BATCH[options.stream], options.edits) for n in checkpoints(rounds, options.checkpoints)]
+    each = sum(map(len, questions.cases.values())) / len(questions.cases)
+    asked = each * sum(tested) + len(questions.untouched) * len(tested)
+    found = {}
+    for name, told in record["methods"].items():
+        for part in told["parts"]:
+            if part["failed"] is None:
+                once = part["seconds"]["all"] - part["seconds"]["edits"] - part["seconds"]["probes"]
+                edits = part["seconds"]["edits"] * rounds / max(len(part["rounds"]), 1)
+                probes = part["seconds"]["probes"] * asked / part["probes"]
+                found[name] = options.orders * (once + edits + probes)
+    return found
+
+
+def arguments() -> argparse.Namespace:
+    """What the command line says."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--world", choices=WORLDS, default="demo")
+    parser.add_argument("--stream", choices=BATCH, default="batches")
+    parser.add_argument("--methods", help="names with commas between; all if not given")
+    parser.add_argument("--hparams", type=Path, help="default: benchmarks/bench_<world>.yaml")
+    parser.add_argument("--edits", type=int, help=f"default: {EDITS}")
+    parser.add_argument("--orders", type=int, default=3)
+    parser.add_argument("--checkpoints", type=int, default=4)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--hold", action="store_true", help="give methods known facts, to be left in place")
+    parser.add_argument("--estimate", action="store_true", help="say how long it will last, from the first rounds")
+    parser.add_argument("--docs", type=Path, default=HERE / "docs", help="folder for table and plot")
+    parser.add_argument("--output", type=Path, default=HERE / "build/methods", help="folder for records")
+    options = parser.parse_args()
+    options.edits = options.edits or EDITS[options.world, options.stream]
+    return options
+
+
+def main() -> int:
+    """Runs and reports; 1 if a part failed."""
+    options = arguments()
+    world, name = WORLDS[options.world], f"methods_{options.world}_{options.stream}"
+    hparams = options.hparams or HERE / f"benchmarks/bench_{options.world}.yaml"
+    methods = tuple(options.methods.split(",")) if options.methods else tuple(EDITORS)
+    tokenizer = AutoTokenizer.from_pretrained(world.model)
+    dataset = read_dataset(world.dataset, tokenizer, edits=options.edits, seed=options.seed)
+    training = [m for m in methods if m in EDITORS and "trained" in EDITORS[m].needs]
+    files = BenchFiles(
+        *(world.model, world.dataset, hparams, options.output / f"{name}.json"),
+        corpus=world.corpus,
+        contexts=world.contexts,
+        plot=options.docs / f"{name}.svg",
+        trained={m: trained_for(m, dataset, hparams, options) for m in training},
+    )
+    whole = BenchOptions(
+        methods,
+        edits=options.edits,
+        batch_size=BATCH[options.stream],
+        orders=options.orders,
+        checkpoints=options.checkpoints,
+        seed=options.seed,
+        hold=options.hold,
+    )
+    console, begun = Console(stderr=True), time.monotonic()
+
+    def say(line: str) -> None:
+        console.print(f"{time.strftime('%H:%M')} {time.monotonic() - begun:6.0f} s  {line}", markup=False)
+
+    with shown(console) as progress:
+        if options.estimate:
+            edits = min(ROUNDS[options.stream] * BATCH[options.stream], options.edits)
+            short = replace(files, output=options.output / f"{name}_estimate.json", plot=None)
+            record = bench(short, replace(whole, edits=edits, orders=1, checkpoints=1), progress=progress, say=say)
+            seconds = estimated(record, dataset, options)
+            rows = [(method, in_words(s / options.orders), in_words(s)) for method, s in seconds.items()]
+            total = sum(seconds.values())
+            rows.append(("all", in_words(total / options.orders), in_words(total)))
+            table(f"{name}, from {edits} edits", ("method", "an order", f"{options.orders} orders"), rows, {})
+        else:
+            record = bench(files, whole, progress=progress, say=say, after_order=lambda r: tell(r, files, options))
+            show(record)
+    for line in failures(record):
+        say(line)
+    return 1 if failures(record) else 0
+
+
+def tell(record: dict[str, Any], files: BenchFiles, options: argparse.Namespace) -> None:
+    """Writes the table of the orders that are done."""
+    where = machine(device_of("cpu"))
+    caption = f"{where['processor']}, {torch.get_num_threads()} threads, torch {where['torch']}"
+    line = f"`python -m benchmarks.methods --world {options.world} --stream {options.stream}`; {caption}."
+    assert files.plot is not None
+    files.plot.with_suffix(".md").write_text(f"{markdown(record)}\n{line}\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,267 @@
+"""One part of a benchmark: one method on one order of the stream, round upon round, with everything asked at checkpoints."""
+
+import math
+import statistics
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from itertools import islice
+from typing import Any
+
+from nse.architecture import EditableModel
+from nse.batch import Progress, silent
+from nse.bench.job import BASE, Job
+from nse.bench.memory import Peak
+from nse.bench.score import WAYS, Prose, Right, Scores, score
+from nse.bench.streams import Dataset, checkpoints, in_rounds, ordered, questions_about, read_dataset, standing
+from nse.contexts import read_contexts
+from nse.corpus import open_corpus
+from nse.delta import Delta
+from nse.editors import EditContext, get_editor, read_settings
+from nse.errors import NseError
+from nse.evaluation.probes import shuffled
+from nse.evaluation.suites import Suite, held_facts, read_suite
+from nse.fingerprint import json_digest
+from nse.patch import Weights, compose, patched, version_digest
+from nse.request import EditRequest
+from nse.statistics import SecondMoments, read_second_moments
+from nse.subjects import HeldFact, fact_key
+from nse.values import ValueStore
+
+SENTENCES = 50
+"""Fixed sentences for perplexity (arXiv 2402.09656) where no suite brings its own."""
+READ = 20_000
+"""Texts of a corpus among which sentences are chosen."""
+REFERENCES = 20
+"""Texts that name the new object of a case, at most."""
+LONGEST = 400
+"""Characters of such a text at most."""
+FIRST = 100
+"""The first edits of a stream, whose retention is told by itself: a quarter of it, but no more than these."""
+AGES = 10
+"""Groups of edits by age."""
+
+
+@dataclass
+class _Course:
+    """A stream under way.
+
+    Attributes:
+        deltas: Of the rounds so far.
+        written: Requests whose facts are in them, in their order.
+        rounds: A record per round.
+        checkpoints: A record per checkpoint.
+        last: What was asked at the latest of them.
+        edits: Cases of the stream that are behind.
+        asked: Probes put at all checkpoints.
+        asking: Seconds that took.
+        peak: Memory held while editing.
+    """
+
+    deltas: list[Delta] = field(default_factory=list)
+    written: list[EditRequest] = field(default_factory=list)
+    rounds: list[dict[str, Any]] = field(default_factory=list)
+    checkpoints: list[dict[str, Any]] = field(default_factory=list)
+    last: Scores = field(default_factory=lambda: Scores({}))
+    edits: int = 0
+    asked: int = 0
+    asking: float = 0.0
+    peak: Peak = field(default_factory=Peak)
+
+
+def run_part(editable: EditableModel, job: Job, *, progress: Progress = silent) -> dict[str, Any]:
+    """Runs one part; the model is bit-identical afterwards.
+
+    A method that fails on its way (an error of this program, or of the numerical library on weights that have collapsed) leaves
+    what was measured before, and the reason.
+
+    Args:
+        editable: The model with its base weights.
+        job: What to do.
+        progress: Called as `progress(stage, done, total)`.
+
+    Returns:
+        The record: plain values, numbers that are not finite as None.
+
+    Raises:
+        NseError: If an input is malformed.
+    """
+    dataset = read_dataset(job.dataset, editable.tokenizer, edits=job.edits, seed=job.seed)
+    suite = read_suite(job.suite) if job.suite else dataset.suite
+    questions = questions_about(dataset, suite)
+    texts, prose = fixed_texts(job, suite, dataset.requests), _prose(job, dataset.requests)
+    held = _held(suite, dataset) if job.hold else ()
+    stream = ordered(dataset.requests, order=job.order, seed=job.seed)
+    rounds = in_rounds(stream, job.batch_size)
+    tested, course, failed = checkpoints(len(rounds), job.checkpoints), _Course(), None
+    context = None if job.method == BASE else _context(editable, job)
+    warm = bool(job.values and job.values.is_dir() and any(job.values.iterdir()))
+    progress("edits", 0, len(stream))
+    try:
+        for number, batch in enumerate(rounds, start=1):
+            so_far = stream[: course.edits + len(batch)]
+            if context is not None:
+                _edit(editable, job.method, batch, replace(context, held=_still(held, so_far)), course)
+            course.edits = len(so_far)
+            progress("edits", course.edits, len(stream))
+            if number in tested:
+                names = [r.case_id for r in standing(so_far)]
+                weights = compose(editable, course.deltas) if course.deltas else Weights()
+                with patched(editable, weights):
+                    end = prose if number == len(rounds) else None
+                    course.last = score(editable, names, questions, texts=texts, prose=end, seed=job.seed)
+                course.asked += course.last.asked
+                course.asking += course.last.seconds
+                where = {"edits": course.edits, "facts": len(names), "version": version_digest(editable, weights)}
+                course.checkpoints.append({**where, **course.last.metrics})
+    except (NseError, RuntimeError) as error:  # torch's own errors are RuntimeErrors
+        failed = {"edits": course.edits, "reason": " ".join(str(error).split()) or type(error).__name__}
+    told = {
+        "method": job.method,
+        "order": job.order,
+        "stream": json_digest([r.case_id for r in stream]),
+        "questions": questions.digest,
+        "failed": failed,
+        "warm": warm,
+        "checkpoints": course.checkpoints,
+        "rounds": course.rounds,
+        "seconds": {"edits": sum(r["seconds"] for r in course.rounds), "probes": course.asking},
+        "probes": course.asked,
+    }
+    plain: dict[str, Any] = finite({**told, **(_end(course, stream) if failed is None else {"metrics": {}})})
+    return plain
+
+
+def _context(editable: EditableModel, job: Job) -> EditContext:
+    settings = read_settings(job.hparams, job.method).settings
+    moments = SecondMoments({}, {})
+    if job.moments is not None and "second_moments" in get_editor(job.method).needs:
+        only = {editable.projection_name(layer) for layer in settings.layers}
+        moments = read_second_moments(job.moments, module=min(only) if len(only) == 1 else None, only=only)
+    return EditContext(
+        settings,
+        moments,
+        read_contexts(job.contexts),
+        values=ValueStore(job.values) if job.values else None,
+        trained=job.trained,
+        seed=job.seed + job.order,
+        memory=job.memory,
+    )
+
+
+def _edit(
+    editable: EditableModel, method: str, batch: Sequence[EditRequest], context: EditContext, course: _Course
+) -> None:
+    """Writes one round on top of those before; of a fact that is in it more than once, the latest form."""
+    requests = standing(batch)
+    now = replace(context, previous=tuple(course.deltas), earlier=tuple(course.written))
+    begun = time.perf_counter()
+    with course.peak.watched():
+        result = get_editor(method).edit(editable, requests, now)
+    seconds = time.perf_counter() - begun
+    course.deltas.append(result.delta)
+    written = set(result.delta.case_ids)
+    course.written += [r for r in requests if r.case_id in written]
+    statuses = Counter(case.status for case in result.cases)
+    course.rounds.append(
+        {
+            "edits": len(batch),
+            "superseded": len(batch) - len(requests),
+            "seconds": seconds,
+            "parts": dict(result.seconds),
+            **{status: statuses[status] for status in ("edited", "unconverged", "skipped")},
+        }
+    )
+
+
+def _held(suite: Suite | None, dataset: Dataset) -> tuple[HeldFact, ...]:
+    """Known facts that a method may be given: the suite's, or what the dataset says is true beyond the stream."""
+    if suite is not None:
+        return held_facts(suite)
+    known = [r for r in dataset.others if r.target_true is not None]
+    return tuple(HeldFact(r.subject, r.prompt_template, r.target_true or "", r.relation) for r in known)
+
+
+def _still(held: Sequence[HeldFact], corrected: Sequence[EditRequest]) -> tuple[HeldFact, ...]:
+    """Known facts that no correction so far is about."""
+    facts = {fact_key(r) for r in corrected}
+    return tuple(fact for fact in held if fact_key(fact) not in facts)
+
+
+def fixed_texts(job: Job, suite: Suite | None, requests: Sequence[EditRequest]) -> tuple[str, ...]:
+    """The texts for perplexity: a suite's own, or sentences of the corpus that name no subject of the stream."""
+    if suite is not None and suite.texts:
+        return suite.texts
+    if job.corpus is None:
+        return ()
+    subjects = {r.subject for r in requests}
+    texts = {t[:LONGEST] for t in islice(open_corpus(job.corpus).texts(), READ) if not any(s in t for s in subjects)}
+    return tuple(shuffled(texts, "perplexity")[:SENTENCES])
+
+
+def _prose(job: Job, requests: Sequence[EditRequest]) -> Prose | None:
+    """What to write about: some cases, and texts of the corpus that name their new objects."""
+    able = {r.case_id: r for r in requests if r.generation_prompts}
+    chosen = [able[name] for name in shuffled(able, "prose")[: job.prose]]
+    if not chosen:
+        return None
+    naming: dict[str, list[str]] = {r.target_new: [] for r in chosen}
+    for text in islice(open_corpus(job.corpus).texts(), READ) if job.corpus else ():
+        for target, own in naming.items():
+            if len(own) < REFERENCES and target in text:
+                own.append(text[:LONGEST])
+    return Prose(tuple(chosen), {r.case_id: tuple(naming[r.target_new]) for r in chosen})
+
+
+def first_edits(edits: int) -> int:
+    """How many edits are the first of a stream."""
+    return min(FIRST, -(-edits // 4))
+
+
+def _end(course: _Course, stream: Sequence[EditRequest]) -> dict[str, Any]:
+    """What holds at the end of a stream: all metrics, each case, and what is left of the first edits and of each age."""
+    size, places = -(-len(stream) // AGES), {r.case_id: place for place, r in enumerate(stream)}
+
+    def between(start: int, end: int) -> list[Right]:
+        return [ways for name, ways in course.last.cases.items() if start <= places[name] < end]
+
+    ages = []
+    for start in range(0, len(stream), size):
+        end = min(start + size, len(stream))
+        if own := between(start, end):
+            ages.append({"from": start + 1, "to": end, "facts": len(own), **_by_way("efficacy", own)})
+    first = _by_way("retention_first", between(0, first_edits(len(stream))))
+    return {
+        "first_edits": first_edits(len(stream)),
+        "ages": ages,
+        "cases": {name: [int(right) for right in ways] for name, ways in sorted(course.last.cases.items())},
+        "metrics": {**course.last.metrics, **first, **_cost(course)},
+    }
+
+
+def _by_way(name: str, found: Sequence[Right]) -> dict[str, float]:
+    return {f"{name}{way}": statistics.fmean(ways[i] for ways in found) for i, way in enumerate(WAYS) if found}
+
+
+def _cost(course: _Course) -> dict[str, float]:
+    """What the edits took; nothing for the base."""
+    if not course.rounds:
+        return {}
+    edits = sum(r["edits"] - r["superseded"] for r in course.rounds)
+    memory = {"peak_memory_mib": course.peak.process / 2**20, "peak_device_memory_mib": course.peak.device / 2**20}
+    return {
+        "skipped": sum(r["skipped"] for r in course.rounds),
+        "unconverged": sum(r["unconverged"] for r in course.rounds),
+        "seconds_per_edit": sum(r["seconds"] for r in course.rounds) / max(edits, 1),
+        **{name: value for name, value in memory.items() if value},
+    }
+
+
+def finite(value: Any) -> Any:
+    """Plain values with None in place of numbers that JSON does not know."""
+    if isinstance(value, dict):
+        return {name: finite(inner) for name, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,139 @@
+"""What the orders of a stream come to: mean and spread of each metric, and the tables that show methods side by side."""
+
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from nse.bench.job import BASE
+
+SHARES = ("efficacy", "generalization", "specificity", "harmonic_mean")
+COLD = ("seconds_per_edit",)
+"""Metrics that z's kept from another order would flatter."""
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """A metric as a table shows it.
+
+    Attributes:
+        name: Its name in the record.
+        title: What stands above it.
+        better: 1 if more is better, -1 if less, 0 if neither.
+        percent: Whether it is a share.
+    """
+
+    name: str
+    title: str
+    better: int = 1
+    percent: bool = True
+
+
+def _shares(way: str) -> tuple[Column, ...]:
+    return tuple(Column(f"{name}{way}", name.replace("_", " ")) for name in SHARES)
+
+
+TABLES: dict[str, tuple[Column, ...]] = {
+    "by free generation, %": (
+        *_shares("_generation"),
+        Column("untouched_generation", "untouched"),
+        Column("retention_first_generation", "first edits"),
+    ),
+    "by argmax, teacher-forced, %": _shares("_accuracy"),
+    "by probability against the other object, %": _shares(""),
+    "text and cost": (
+        Column("perplexity", "perplexity", -1, percent=False),
+        Column("fluency", "fluency", percent=False),
+        Column("consistency", "consistency"),
+        Column("unconverged", "unconverged", 0, percent=False),
+        Column("skipped", "skipped", 0, percent=False),
+        Column("seconds_per_edit", "s per edit", -1, percent=False),
+        Column("peak_memory_mib", "peak MiB", -1, percent=False),
+    ),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """What stands in a table, and whether it is the best of its column."""
+
+    text: str
+    best: bool = False
+
+
+def summary(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Mean, lowest and highest of each metric over the orders that came to their end; and how the others failed."""
+    whole = [p for p in parts if p["failed"] is None]
+    cold = [p for p in whole if not p["warm"]]
+    found: dict[str, dict[str, float]] = {}
+    for name in dict.fromkeys(name for p in whole for name in p["metrics"]):
+        counted = cold if name in COLD and cold else whole
+        values = [v for p in counted if (v := p["metrics"].get(name)) is not None]
+        if values:
+            found[name] = {"mean": statistics.fmean(values), "low": min(values), "high": max(values)}
+    failed = [{"order": p["order"], **p["failed"]} for p in parts if p["failed"] is not None]
+    return {"orders": len(whole), "metrics": found, "failed": failed}
+
+
+def tables(record: Mapping[str, Any]) -> dict[str, tuple[list[str], list[list[Cell]]]]:
+    """By title, the header and the rows of each table: a row per method, the base first; metrics that nobody has are left out."""
+    methods = record["methods"]
+    metrics = {name: told["summary"]["metrics"] for name, told in methods.items()}
+    shown = {}
+    for title, columns in TABLES.items():
+        present = [c for c in columns if any(c.name in own for own in metrics.values())]
+        best = {c.name: _best(c, metrics) for c in present}
+        rows = [
+            [Cell(name), *(_cell(c, own.get(c.name), best[c.name]) for c in present)] for name, own in metrics.items()
+        ]
+        if present:
+            shown[title] = (["method", *(c.title for c in present)], rows)
+    return shown
+
+
+def failures(record: Mapping[str, Any]) -> list[str]:
+    """A line for each part that did not come to its end."""
+    return [
+        f"{name}, order {failed['order'] + 1}: {failed['reason']}"
+        + (f" (after {failed['edits']} edits)" if failed["edits"] is not None else "")
+        for name, told in record["methods"].items()
+        for failed in told["summary"]["failed"]
+    ]
+
+
+def markdown(record: Mapping[str, Any]) -> str:
+    """The tables in Markdown, with what they are of."""
+    stream = record["stream"]
+    text = [
+        f"{stream['edits']} edits of `{stream['dataset']}` in rounds of {stream['batch_size']}, {_orders(stream['orders'])}, seed"
+        f" {stream['seed']}; everything asked after the end of the stream. Mean over orders (lowest to highest); best in bold."
+    ]
+    for title, (header, rows) in tables(record).items():
+        text += ["", f"**{title}**", "", f"| {' | '.join(header)} |", f"|---|{'--:|' * (len(header) - 1)}"]
+        text += [f"| {' | '.join(f'**{c.text}**' if c.best else c.text for c in row)} |" for row in rows]
+    lines = [f"- {line}" for line in failures(record)]
+    return "\n".join([*text, *(["", *lines] if lines else [])]) + "\n"
+
+
+def _orders(count: int) -> str:
+    return "one order" if count == 1 else f"{count} orders"
+
+
+def _best(column: Column, metrics: Mapping[str, Mapping[str, Any]]) -> float | None:
+    """The best mean among methods; nothing where there is no better and worse, or one method alone."""
+    values: list[float] = [
+        own[column.name]["mean"] for name, own in metrics.items() if name != BASE and column.name in own
+    ]
+    if not column.better or len(values) < 2:
+        return None
+    return max(values) if column.better > 0 else min(values)
+
+
+def _cell(column: Column, found: Mapping[str, float] | None, best: float | None) -> Cell:
+    if found is None:
+        return Cell("")
+    scale = 100 if column.percent else 1
+    mean, low, high = (scale * found[name] for name in ("mean", "low", "high"))
+    places = 1 if column.percent or abs(mean) >= 10 else 2
+    spread = f" ({low:.{places}f}-{high:.{places}f})" if high > low else ""
+    return Cell(f"{mean:.{places}f}{spread}", best is not None and found["mean"] == best)

@@ -1,0 +1,117 @@
+"""Gates: bounds on metrics, absolute or relative to the head, that block a candidate or warn about it. Measures nothing."""
+
+import operator
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol, get_args
+
+from nse.errors import SuiteError
+from nse.evaluation.probes import Kind
+
+Severity = Literal["block", "warn"]
+Against = Literal["absolute", "head"]
+COMPARE = {">=": operator.ge, "<=": operator.le}
+KINDS = frozenset(get_args(Kind))
+OF_CORRECTIONS = KINDS - {"retention", "untouched", "kept", "canary"}
+"""Kinds of probes that belong to the corrections under judgement; the others are about what the model knew before."""
+WAYS = ("_generation", "_accuracy")
+METRICS = frozenset(f"{kind}{way}" for kind in KINDS for way in ("", *WAYS)) | {
+    *("perplexity", "perplexity_ratio", "delta_norm", "hidden_drift", "hidden_cosine", "text_entropy"),
+}
+_NUMBERED = re.compile(r"delta_norm\.[\w.]+|harness\.[\w-]+\.[\w-]+")
+_BOUND = re.compile(r"^(>=|<=)\s*(-?(?:\d+\.?\d*|\.\d+))$")
+_DIGITS = 12
+"""Decimals to which a bound against the head is rounded, so that 0.93 - 0.02 is 0.91."""
+
+
+class Measured(Protocol):
+    """Anything with metrics."""
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """Metrics by name."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Gate:
+    """A bound on a metric.
+
+    Attributes:
+        name: The metric.
+        op: `>=` or `<=`: `value op bound` must hold.
+        bound: The bound; of a gate against the head what the candidate may differ from the head's value.
+        severity: Whether a candidate that fails it is stopped, or people are told.
+        against: What the bound is counted from: zero, or the head's value.
+    """
+
+    name: str
+    op: str
+    bound: float
+    severity: Severity = "block"
+    against: Against = "absolute"
+
+
+@dataclass(frozen=True, slots=True)
+class GateResult:
+    """A gate with what was measured; the bound is absolute, whatever it was counted from."""
+
+    name: str
+    op: str
+    bound: float
+    value: float
+    passed: bool
+    severity: Severity = "block"
+
+
+def gate_results(gates: tuple[Gate, ...], candidate: Measured, head: Measured | None) -> tuple[GateResult, ...]:
+    """Compares metrics with gates.
+
+    A gate on a metric that was not measured (no such probes) does not apply; nor does one against a head that was not measured.
+    """
+    results = []
+    for gate in gates:
+        start = 0.0 if gate.against == "absolute" else (head.metrics if head is not None else {}).get(gate.name)
+        if start is None or gate.name not in candidate.metrics:
+            continue
+        bound = gate.bound if gate.against == "absolute" else round(start + gate.bound, _DIGITS)
+        value = candidate.metrics[gate.name]
+        results.append(GateResult(gate.name, gate.op, bound, value, COMPARE[gate.op](value, bound), gate.severity))
+    return tuple(results)
+
+
+def kind_of(metric: str) -> str | None:
+    """The kind of probes that a metric is a share of; None for one that is none, such as perplexity."""
+    kind = metric
+    for way in WAYS:
+        kind = kind.removesuffix(way)
+    return kind if kind in KINDS else None
+
+
+def read_gates(name: str, data: Any, where: str) -> list[Gate]:
+    """The gates on one metric: a bound, a mapping of `bound`, `severity` and `against`, or a list of those.
+
+    Raises:
+        SuiteError: If the metric is unknown or a gate is malformed; `where` is the file.
+    """
+    if name not in METRICS and not _NUMBERED.fullmatch(name):
+        names = f"{', '.join(sorted(METRICS))}, delta_norm.LAYER or harness.TASK.METRIC"
+        raise SuiteError(f"{where}: gate {name!r} is on no metric: use one of {names}")
+    return [_gate(name, one, where) for one in (data if isinstance(data, list) else [data])]
+
+
+def _gate(name: str, data: Any, where: str) -> Gate:
+    given: Mapping[str, Any] = data if isinstance(data, Mapping) else {"bound": data}
+    if unknown := set(given) - {"bound", "severity", "against"}:
+        raise SuiteError(f"{where}: gate {name}: key {min(unknown)!r} is unknown: use bound, severity, against")
+    bound = str(given.get("bound", ""))
+    match = _BOUND.match(bound.strip())
+    if match is None:
+        raise SuiteError(f'{where}: gate {name}: {bound!r} is no bound: write e.g. ">= 0.9" or "<= 1.1"')
+    severity, against = given.get("severity", "block"), given.get("against", "absolute")
+    if severity not in get_args(Severity):
+        raise SuiteError(f"{where}: gate {name}: severity is {severity!r}: write block or warn")
+    if against not in get_args(Against):
+        raise SuiteError(f"{where}: gate {name}: against is {against!r}: write absolute or head")
+    return Gate(name, match[1], float(match[2]), severity, against)

@@ -1,0 +1,64 @@
+"""`nse evaluate`: any version, by several suites, and what its gates say."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flows.workspace import Workspace
+
+Nse = Callable[..., Any]
+
+
+@pytest.fixture
+def suites(workspace: Workspace) -> tuple[Path, Path]:
+    """One whose gates only warn, one that demands what no model does."""
+    shared = {"facts": "facts.csv", "templates": "templates.yaml"}
+    home = workspace.path(workspace.params.suite).parent
+    lenient, strict = home / "lenient.yaml", home / "strict.yaml"
+    warns = {"bound": ">= 2", "severity": "warn"}
+    like_the_head = {"bound": ">= 0", "against": "head"}
+    lenient.write_text(json.dumps({**shared, "gates": {"untouched": [warns, like_the_head]}}))
+    strict.write_text(json.dumps({**shared, "keep": "facts.csv", "gates": {"kept_generation": ">= 2"}}))
+    return lenient, strict
+
+
+def test_a_gate_that_blocks_ends_it_with_1_if_that_is_asked_for_and_a_warning_does_not(
+    suites: tuple[Path, Path], nse: Nse
+) -> None:
+    lenient, strict = suites
+    assert nse("evaluate", "--suite", strict).code == 0
+    both = ("evaluate", "--suite", lenient, "--suite", strict, "--gate")
+    found = nse(*both, "--json")
+    assert found.code == 1
+    assert [(one["suite"], one["passed"]) for one in found.json["suites"]] == [
+        ("lenient.yaml", True),
+        ("strict.yaml", False),
+    ]
+    warned, relative = found.json["suites"][0]["gates"]
+    assert (warned["passed"], warned["severity"]) == (False, "warn")
+    assert relative["bound"] == relative["value"] == found.json["suites"][0]["metrics"]["untouched"]
+    assert "no (warns)" in nse("evaluate", "--suite", lenient, "--gate").out
+
+
+def test_a_bound_against_the_head_is_counted_from_the_version_in_force(
+    edited: Workspace, suites: tuple[Path, Path], nse: Nse
+) -> None:
+    suites[0].write_text(
+        'canaries: [{prompt: Today, contains: a}]\nkeep: k.json\ngates: {kept: {bound: "<= 0", against: head}}'
+    )
+    told = {"subject": "Alba", "prompt_template": "The capital of {} is", "target_new": "Rome", "target_true": "Paris"}
+    (suites[0].parent / "k.json").write_text(json.dumps([told]))
+    gates = {
+        at: nse("evaluate", "--at", at, "--suite", suites[0], "--json").json["suites"][0]["gates"][0]
+        for at in ("base", "head")
+    }
+    assert gates["base"]["bound"] == gates["head"]["value"]
+
+
+def test_a_suite_that_is_missing_is_refused(workspace: Workspace, nse: Nse) -> None:
+    found = nse("evaluate", "--suite", "none.yaml")
+    assert found.code == 2
+    assert "none.yaml cannot be read" in found.error

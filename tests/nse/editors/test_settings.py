@@ -1,0 +1,206 @@
+"""The settings that later papers add to a round: each does what it says, and nothing at its default."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from nse.editors import get_editor
+from nse.errors import HyperparameterError, StatisticsError
+from nse.factors import FactorStore
+from nse.hyperparameters import Hyperparameters
+from nse.keys import measure
+from nse.patch import compose, patched
+from nse.rounds import limited
+from nse.spectrum import dominant, standing_directions
+from nse.values import ValueStore, values_for
+from tests.nse.conftest import CONTEXTS, fact
+
+
+def of(context, **changes):
+    return replace(context, hyperparameters=replace(context.hyperparameters, **changes))
+
+
+def test_ends_writes_the_first_and_the_last_layer_each_to_a_z_of_its_own(precise, context, requests) -> None:
+    context = of(context, write_layers="ends", max_passes=1, mom2_update_weight=1e-6)
+    result = get_editor("nse").edit(precise, requests[:2], context)
+    names = [precise.parameter_name(layer) for layer in (1, 2)]
+    assert sorted(result.delta.layers) == sorted(names)
+    first = replace(context.hyperparameters, layers=(1,))
+    z = values_for(precise, requests[:2], contexts=CONTEXTS, hyperparameters=first).double().T
+    seen = measure(precise, requests[:2], CONTEXTS, key_layers=(1,), hidden_layer=1)
+    written = result.delta.layers[names[0]].product() @ seen.keys[1]
+    torch.testing.assert_close(written, z - seen.hidden, rtol=1e-3, atol=1e-4)  # all of it: C0 hardly weighs here
+    assert [case.residual_after < 0.5 * case.residual_before for case in result.cases] == [True, True]
+
+
+def test_ends_leaves_the_layers_between_alone_and_is_all_where_there_is_one(precise, context, moments_of) -> None:
+    settings = replace(context.hyperparameters, layers=(0, 1, 2), write_layers="ends")
+    assert settings.written_layers == (0, 2)
+    assert replace(settings, write_layers="all").written_layers == (0, 1, 2)
+    one = of(context, layers=(2,))
+    ends = get_editor("nse").edit(precise, [fact(0)], of(one, write_layers="ends"))
+    assert ends.delta.to_bytes() == get_editor("nse").edit(precise, [fact(0)], one).delta.to_bytes()
+
+
+@pytest.mark.parametrize("method", ["nse", "memit_seq", "alphaedit"])
+def test_nothing_falls_on_protected_directions_of_the_base_weight_on_either_side(precise, context, method) -> None:
+    own = {"null_share": 0.5, "L2": 0.1} if method == "alphaedit" else {}
+    context = of(context, protected_directions=3, own=own)
+    delta = get_editor(method).edit(precise, [fact(0), fact(1)], context).delta
+    for name, layer in delta.layers.items():
+        u, _, vt = torch.linalg.svd(precise.base_weight(name).double())
+        update = layer.product()
+        assert update.norm() > 0
+        assert float((u[:, :3].T @ update).norm() / update.norm()) < 1e-12
+        assert float((update @ vt[:3].T).norm() / update.norm()) < 1e-12
+        assert float((update @ vt[3]).norm() / update.norm()) > 1e-4
+    assert delta.without({"case 0"}).case_ids == ("case 1",)
+
+
+def test_a_share_of_directions_is_the_fewest_that_reach_it() -> None:
+    torch.manual_seed(0)
+    u, v = torch.linalg.qr(torch.randn(6, 4, dtype=torch.float64)).Q, torch.linalg.qr(torch.randn(4, 4).double()).Q
+    weight = u @ torch.diag(torch.tensor([2.0, 1.0, 0.5, 0.25], dtype=torch.float64)) @ v.T  # squares: 4 1 .25 .0625
+    counts = {amount: dominant(weight, amount).left.shape[1] for amount in (0.5, 0.76, 0.95, 2.0)}
+    assert counts == {0.5: 1, 0.76: 2, 0.95: 3, 2.0: 2}
+    with pytest.raises(HyperparameterError, match="protects all 4 singular directions"):
+        dominant(weight, 4)
+
+
+def test_only_a_z_far_longer_than_the_mean_is_shortened_and_the_cache_has_it_whole(editable, context, tmp_path) -> None:
+    values = torch.tensor([[3.0, 0.0], [0.0, 1.0], [0.6, 0.8], [0.0, -15.0]])  # lengths 3 1 1 15, mean 5
+    short = limited(values, 2.0)
+    assert torch.equal(short[:3], values[:3])
+    torch.testing.assert_close(short[3], torch.tensor([0.0, -10.0]))
+    torch.testing.assert_close(limited(values.flip(0), 2.0).flip(0), short)
+    assert limited(values, 0.0) is values
+    stored = replace(context, values=ValueStore(tmp_path))
+    plain = get_editor("nse").edit(editable, [fact(0), fact(1), fact(2)], stored)
+    files = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
+    tight = get_editor("nse").edit(editable, [fact(0), fact(1), fact(2)], of(stored, z_norm_limit=0.5))
+    assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == files
+    assert torch.equal(tight.values, plain.values)
+    assert tight.delta.to_bytes() != plain.delta.to_bytes()
+
+
+def test_a_ridge_stands_beside_c0_in_the_normal_equations_whatever_factor_is_kept(precise, context, requests) -> None:
+    context = of(context, layers=(1,), max_passes=1, ridge=5.0)
+    seen = measure(precise, requests, CONTEXTS, key_layers=(1,), hidden_layer=1)
+    c0 = context.second_moments.of(precise.projection_name(1)).double()
+    k = seen.keys[1]
+    for factors in (FactorStore(), FactorStore(smallest_width=1)):
+        result = get_editor("nse").edit(precise, requests, replace(context, factors=factors))
+        residual = result.values.double().T - seen.hidden
+        system = context.hyperparameters.mom2_update_weight * c0 + k @ k.T + 5.0 * torch.eye(len(k)).double()
+        update = result.delta.layers[precise.parameter_name(1)].product()
+        assert float((update @ system - residual @ k.T).norm() / (residual @ k.T).norm()) < 1e-9
+
+
+def test_the_published_methods_do_without_what_nse_adds(editable, context) -> None:
+    busy = of(
+        context,
+        prompt_keys_weight=5.0,
+        subject_share=0.5,
+        neuron_threshold=0.5,
+        joint_values=True,
+        upper_bound=1e-6,
+        max_passes=4,
+        alpha=0.0,
+    )
+    plain = of(context, joint_values=False, alpha=0.0)
+    for method in ("memit", "memit_seq", "rome"):
+        one, two = (get_editor(method).edit(editable, [fact(0), fact(6)], c).delta for c in (busy, plain))
+        assert one.to_bytes() == two.to_bytes()
+
+
+@pytest.mark.parametrize(
+    ("own", "message"),
+    [
+        ({"L2": 0.0}, "alphaedit: L2 = 0.0 is out of range"),
+        ({"null_share": 1.5}, "alphaedit: null_share = 1.5 is out of range"),
+        ({"nullspace_threshold": -1}, "alphaedit: nullspace_threshold = -1.0 is out of range"),
+        ({"nullspace_threshold": 1e-30}, "no eigenvalue of C0 is below nullspace_threshold = 1e-30"),
+        ({"rewind": 1}, "alphaedit: rewind = 1 has the wrong type"),
+    ],
+)
+def test_a_setting_of_alphaedit_that_cannot_be_is_named(editable, context, own, message) -> None:
+    with pytest.raises(HyperparameterError, match=message):
+        get_editor("alphaedit").edit(editable, [fact(0)], of(context, own=own))
+
+
+@pytest.mark.parametrize("method", ["rome", "memit", "alphaedit"])
+def test_a_second_moment_of_another_width_or_not_finite_is_refused(editable, context, method) -> None:
+    own = {"null_share": 0.5} if method == "alphaedit" else {}
+    context = of(context, own=own)
+    wide = {n: torch.eye(len(m) + 8) for n, m in context.second_moments.moments.items()}
+    broken = {n: torch.full_like(m, float("nan")) for n, m in context.second_moments.moments.items()}
+    for moments, message in ((wide, "second moment is .* keys need"), (broken, "singular or not finite")):
+        given = replace(context, second_moments=replace(context.second_moments, moments=moments))
+        with pytest.raises(StatisticsError, match=message):
+            get_editor(method).edit(editable, [fact(0)], given)
+
+
+def test_the_free_share_of_directions_is_that_of_the_smallest_eigenvalues() -> None:
+    c0 = torch.diag(torch.tensor([4.0, 0.1, 3.0, 0.2]))
+    standing = standing_directions(c0, threshold=1e-9, free_share=0.5)
+    assert torch.equal(standing.abs().sum(dim=1), torch.tensor([1.0, 0.0, 1.0, 0.0], dtype=torch.float64))
+    assert standing_directions(c0, threshold=0.15, free_share=0.0).shape == (4, 3)
+
+
+def test_a_later_round_of_nse_protects_what_the_other_methods_wrote(precise, context) -> None:
+    for method in ("rome", "memit"):
+        earlier = get_editor(method).edit(precise, [fact(0)], of(context, layers=(1,))).delta
+        layer = next(iter(earlier.layers.values()))
+        with patched(precise, compose(precise, [earlier])):
+            seen = measure(precise, [fact(0)], CONTEXTS, key_layers=(1,), hidden_layer=1)
+        torch.testing.assert_close(layer.keys.double().T, seen.keys[1], rtol=1e-6, atol=1e-6)
+        later = replace(context, previous=(earlier,))
+
+        def moved(weight: float, later=later, layer=layer) -> float:
+            delta = get_editor("nse").edit(precise, [fact(1)], of(later, previous_keys_weight=weight)).delta
+            return float((delta.layers[precise.parameter_name(1)].product() @ layer.keys.double().T).norm())
+
+        assert moved(1000.0) < 0.2 * moved(0.0)
+
+
+@pytest.mark.parametrize(
+    ("method", "changes"),
+    [("nse", {"protected_directions": 0.5}), ("alphaedit", {"own": {"null_share": 0.5, "L2": 0.1}})],
+)
+def test_decompositions_are_made_once_and_found_again_by_a_later_process(
+    editable, context, tmp_path, monkeypatch, method, changes
+) -> None:
+    def edit(factors: FactorStore) -> bytes:
+        context_ = of(replace(context, factors=factors), **changes)
+        return get_editor(method).edit(editable, [fact(0)], context_).delta.to_bytes()
+
+    plain, store = edit(FactorStore()), FactorStore(tmp_path)
+    assert edit(store) == plain
+    for name in ("svd", "eigh"):
+        monkeypatch.setattr(torch.linalg, name, None)
+    assert edit(store) == edit(FactorStore(tmp_path)) == plain
+    with pytest.raises(TypeError):
+        edit(FactorStore())
+
+
+def test_a_z_stops_so_many_steps_after_its_target_is_the_most_probable_token_everywhere(precise) -> None:
+    long = Hyperparameters(
+        (1,), v_num_grad_steps=20, v_lr=0.2, v_weight_decay=0.0, clamp_norm_factor=3.0, v_loss_target=0.0
+    )
+    facts = [
+        replace(fact(i), prompt_template="The home of {}", target_new=target) for i, target in ((0, "is"), (1, "home"))
+    ]
+
+    def z(**changes) -> torch.Tensor:
+        return values_for(precise, facts, contexts=CONTEXTS, hyperparameters=replace(long, **changes))
+
+    steps = [z(v_num_grad_steps=n) for n in range(1, 17)]
+
+    def steps_of(found: torch.Tensor, place: int) -> int:
+        return next(n for n, some in enumerate(steps, 1) if torch.allclose(found[place], some[place], atol=1e-5))
+
+    two, five = z(v_patience=2), z(v_patience=5)
+    for place in range(len(facts)):
+        assert 2 < steps_of(two, place) < 13
+        assert steps_of(five, place) == steps_of(two, place) + 3
