@@ -111,7 +111,7 @@ def export_lora(
 
 def export_merged(
     editable: EditableModel,
-    weights: Weights,
+    weights: Mapping[str, torch.Tensor],
     folder: Path,
     *,
     max_shard_size: str = SHARD,
@@ -146,9 +146,9 @@ def export_merged(
         return _recorded(temporary, {**_identity(editable, weights), **found, **(record or {})}, "transformers")
 
 
-def _refuse_memories(weights: Weights) -> None:
+def _refuse_memories(weights: Mapping[str, torch.Tensor]) -> None:
     """What a memory answers no file of weights can."""
-    if weights.memories:
+    if isinstance(weights, Weights) and weights.memories:
         problem = (
             f"this version has a memory of {weights.memories[0].kind} beside its weights, which no other program serves"
         )

@@ -13,7 +13,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests that share what is dear to make run in one process: those of a file, of a family in the conformance suite."""
     for item in items:
         callspec = getattr(item, "callspec", None)
-        family = callspec.params.get("family") if callspec else None
+        family = callspec.params.get("family") if callspec and "conformance" in item.path.parts else None
         item.add_marker(pytest.mark.xdist_group(str(family or item.path)))
 
 

@@ -187,8 +187,8 @@ def test_a_second_moment_of_another_model_is_refused(files, model_folders, famil
 
 
 def test_other_bad_inputs_are_refused_before_anything_is_written(files, tmp_path) -> None:
-    with pytest.raises(HyperparameterError, match="method 'rome' is unknown"):
-        edit_stream(replace(files, method="rome"), output=tmp_path / "out")
+    with pytest.raises(HyperparameterError, match="method 'cut_and_paste' is unknown"):
+        edit_stream(replace(files, method="cut_and_paste"), output=tmp_path / "out")
     files.hparams.write_text(json.dumps({**SETTINGS, "layers": [9]}))
     with pytest.raises(HyperparameterError, match="layers: 9 is not in this model"):
         edit_stream(files, output=tmp_path / "out")
