@@ -140,9 +140,8 @@ class EditableModel:
         handle = self.block(0).register_forward_hook(lambda _module, _inputs, out: seen.append(isinstance(out, tuple)))
         try:
             with torch.no_grad():
-                self.model.base_model(
-                    input_ids=torch.zeros(1, 1, dtype=torch.long, device=self.device), use_cache=False
-                )
+                token = torch.zeros(1, 1, dtype=torch.long, device=self.device)
+                self.model.base_model(input_ids=token, attention_mask=torch.ones_like(token), use_cache=False)
         finally:
             handle.remove()
         return seen[0]
