@@ -172,9 +172,7 @@ def _second_night(script: Script) -> None:
     )
     script.nse("ingest", str(DEMO / "corrections_second_night.csv"), "--prefect")
     script.nse("plan", "--by", PLANNER, "--prefect")
-    script.nse(
-        "approve", "2", "--by", REVIEWER, "--reason", "The capital of France has not moved; the others are right."
-    )
+    script.nse("approve", "2", "--by", REVIEWER, "--reason", "Right. The capital of France has not moved.")
     script.nse("apply", "2", "--by", PLANNER, "--prefect")
 
 

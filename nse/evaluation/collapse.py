@@ -29,12 +29,15 @@ TOKENS = 50
 ROWS = 256
 
 
-def vital_signs(editable: EditableModel, texts: Sequence[str], *, seed: int = 0) -> dict[str, float]:
+def vital_signs(
+    editable: EditableModel, texts: Sequence[str], *, base_perplexity: float | None = None, seed: int = 0
+) -> dict[str, float]:
     """Measures the weights in force.
 
     Args:
         editable: The model.
         texts: Neutral texts, at least one; hidden states are compared on the first `TEXTS`.
+        base_perplexity: That of the texts under the base weights, where it is known.
         seed: Of the free text.
 
     Returns:
@@ -49,14 +52,15 @@ def vital_signs(editable: EditableModel, texts: Sequence[str], *, seed: int = 0)
         TokenError: If a text does not fit the model.
     """
     own = perplexity(editable, texts)
-    with base_in_force(editable):
-        ratio = own / perplexity(editable, texts)
+    if base_perplexity is None:
+        with base_in_force(editable):
+            base_perplexity = perplexity(editable, texts)
     norms = delta_norms(editable)
     drift, cosine = hidden_drift(editable, texts[:TEXTS])
     written = continued(editable, OPENINGS, tokens=TOKENS, seed=seed)
     return {
         "perplexity": own,
-        "perplexity_ratio": ratio,
+        "perplexity_ratio": own / base_perplexity,
         # torch's maximum, unlike Python's, lets no NaN pass unseen: a comparison with NaN is false, and so fails its gate
         "delta_norm": float(torch.tensor([0.0, *norms.values()], dtype=torch.float64).max()),
         **{f"delta_norm.{place}": norm for place, norm in norms.items()},

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -57,10 +57,21 @@ class OutcomeStore:
 
     def write(self, version: str, outcomes: Mapping[str, CaseOutcome]) -> None:
         """Keeps outcomes; a reader never sees half a file."""
+        self._keep(self._path(version), {key: asdict(o) for key, o in sorted(outcomes.items())})
+
+    def measured(self, version: str, name: str, measure: Callable[[], dict[str, float]]) -> dict[str, float]:
+        """Figures of a version by the name of what was measured; they are measured once."""
+        path = self.folder / f"{version}.{name}.json"
+        if not path.is_file():
+            self._keep(path, measure())
+        found: dict[str, float] = json.loads(path.read_text(encoding="utf-8"))
+        return found
+
+    def _keep(self, path: Path, value: Mapping[str, object]) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
-        temporary = self.folder / f".{version}.{os.getpid()}"
-        temporary.write_text(json.dumps({key: asdict(o) for key, o in sorted(outcomes.items())}), encoding="utf-8")
-        temporary.replace(self._path(version))
+        temporary = path.with_name(f".{path.name}.{os.getpid()}")
+        temporary.write_text(json.dumps(value), encoding="utf-8")
+        temporary.replace(path)
 
     def _path(self, version: str) -> Path:
         return self.folder / f"{version}.{SCHEMA}.json"

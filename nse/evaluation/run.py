@@ -16,8 +16,10 @@ from nse.evaluation.misleading import World, misleading_probes
 from nse.evaluation.outcomes import SCHEMA, CaseOutcome, OutcomeStore
 from nse.evaluation.probes import Probe, request_probes, untouched_probes
 from nse.evaluation.questions import Question, reply
+from nse.evaluation.score import perplexity
 from nse.evaluation.suites import Suite
 from nse.fingerprint import json_digest
+from nse.patch import base_in_force
 from nse.request import EditRequest
 
 __all__ = ["CaseOutcome", "Evaluation", "OutcomeStore", "ask", "ask_once", "evaluate", "probes_of"]
@@ -130,6 +132,25 @@ def _outcome(probe: Probe, scores: Mapping[str, tuple[tuple[float, int], bool]],
     )
 
 
+def _signs(
+    editable: EditableModel, texts: Sequence[str], *, store: OutcomeStore | None, version: str
+) -> dict[str, float]:
+    """The vital signs of the weights in force; with a store each version is measured once, and so is the base model."""
+    if store is None:
+        return vital_signs(editable, texts)
+    of_texts = json_digest(list(texts))[:16]
+
+    def base() -> dict[str, float]:
+        with base_in_force(editable):
+            return {"perplexity": perplexity(editable, texts)}
+
+    def signs() -> dict[str, float]:
+        known = store.measured(editable.base_digest, f"perplexity-{of_texts}", base)
+        return vital_signs(editable, texts, base_perplexity=known["perplexity"])
+
+    return store.measured(version, f"signs-{of_texts}", signs)
+
+
 def evaluate(
     editable: EditableModel,
     suite: Suite,
@@ -165,5 +186,5 @@ def evaluate(
         cases = ask(editable, probes, progress=progress)
     metrics = shares(cases)
     if suite.texts:
-        metrics |= vital_signs(editable, suite.texts)
+        metrics |= _signs(editable, suite.texts, store=store, version=version)
     return Evaluation(metrics, cases)

@@ -167,3 +167,11 @@ def test_kept_answers_are_the_same_and_are_not_asked_again(editable, tmp_path, m
     assert evaluate(editable, suite(), requests=[fact(0)], store=store, version=version) == first
     with pytest.raises(AssertionError, match="asked again"):
         evaluate(editable, suite(), requests=[fact(0)], store=store, version="another")
+
+
+def test_a_version_is_measured_once_for_its_vital_signs(editable, tmp_path, monkeypatch) -> None:
+    store = OutcomeStore(tmp_path)
+    first = evaluate(editable, suite(), store=store, version="v").metrics
+    assert first == evaluate(editable, suite()).metrics
+    monkeypatch.setattr("nse.evaluation.run.vital_signs", lambda *_, **__: pytest.fail("measured again"))
+    assert evaluate(editable, suite(), store=store, version="v").metrics == first
