@@ -148,7 +148,7 @@ def build(ledger: Ledger, writer: Writer, changesets: int, console: Console) -> 
 
 
 def analyze(url: str) -> None:
-    """Lets PostgreSQL count the rows, as its autovacuum has long done in a ledger that took years to grow."""
+    """Lets PostgreSQL count the rows, as its autovacuum does in a ledger that takes years to grow."""
     engine = engine_of(url)
     if engine.dialect.name == "postgresql":
         with engine.execution_options(ledger_write=True).begin() as connection:

@@ -27,7 +27,7 @@ TIMEOUT_MS = 30_000
 
 # Only the schema that new tables would go to is looked at: another program's `alembic_version` may be in a later one.
 _ONE_SCHEMA = "SELECT set_config('search_path', quote_ident(current_schema()), true)"
-# Every query here is small or streamed; to compile one costs PostgreSQL more (over 100 ms) than it can save.
+# Every query here is small or streamed: compiling has nothing to save, and when it begins depends on estimates (docs/log.md).
 _NO_JIT = "SET LOCAL jit = off"
 _LOCK = "SELECT pg_advisory_xact_lock(hashtextextended('nse ledger ' || current_schema(), 0))"
 _BEGIN = {

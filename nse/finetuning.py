@@ -19,7 +19,7 @@ from nse.errors import HyperparameterError, RequestError, TokenError
 from nse.increments import Increments
 from nse.keys import measure
 from nse.objective import default_memory
-from nse.patch import Weights, compose, patched, summed
+from nse.patch import rewritable
 from nse.request import EditRequest
 from nse.tokens import TokenizedPrompt, tokenize
 
@@ -135,10 +135,8 @@ def tuned_round(
 @contextmanager
 def _trainable(editable: EditableModel, names: Sequence[str], context: "EditContext") -> Iterator[Increments]:
     """The weights of the deltas so far in force, those called `names` able to take a gradient; taken back afterwards."""
-    earlier = {name: total for name in names if (total := summed(name, context.previous)) is not None}
-    start = compose(editable, context.previous, known=earlier)
     parameters = [editable.model.get_parameter(name) for name in names]
-    with patched(editable, Weights({name: editable.base_tensors[name] for name in names} | start, start.memories)):
+    with rewritable(editable, names, context.previous) as earlier:
         try:
             for parameter in parameters:
                 parameter.requires_grad_(True)

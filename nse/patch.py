@@ -247,6 +247,22 @@ def patched(editable: EditableModel, weights: Mapping[str, torch.Tensor]) -> Ite
             editable.model.get_parameter(name).data = data
 
 
+@contextmanager
+def rewritable(
+    editable: EditableModel, names: Sequence[str], active: Sequence[Delta]
+) -> Iterator[dict[str, torch.Tensor]]:
+    """Puts `active` in force inside the block, which may set the weights called `names`: they are taken back as well.
+
+    Yields:
+        Sums (d_out, d_in) float64 of the active updates, of those weights that have any.
+    """
+    earlier = {name: total for name in names if (total := summed(name, active)) is not None}
+    start = compose(editable, active, known=earlier)
+    base = {name: editable.base_tensors[name] for name in names}
+    with patched(editable, Weights(base | start, start.memories)):
+        yield earlier
+
+
 def version_digest(editable: EditableModel, weights: Mapping[str, torch.Tensor]) -> str:
     """Digest of the whole model with `weights` in force, and of the memories with them: the name of that version."""
     changed = {name: tensor_digest(weight) for name, weight in weights.items()}

@@ -16,7 +16,7 @@ from nse.delta import LayerDelta
 from nse.editors.base import EditContext
 from nse.errors import RequestError
 from nse.objective import minimise, texts_of
-from nse.patch import Weights, compose, patched, rounded, summed
+from nse.patch import rewritable, rounded
 from nse.request import EditRequest
 from nse.subjects import by_subject
 from nse.values import SUBJECTS_PER_BATCH, values_for
@@ -84,11 +84,7 @@ def check_round(editable: EditableModel, requests: Sequence[EditRequest], contex
 def in_force(editable: EditableModel, context: EditContext, layers: Sequence[int]) -> Iterator[dict[int, Columns]]:
     """Puts the active deltas in force inside the block, which may write the weights of `layers` by what it is given."""
     names = {layer: editable.parameter_name(layer) for layer in layers}
-    earlier = {name: total for name in names.values() if (total := summed(name, context.previous)) is not None}
-    start = compose(editable, context.previous, known=earlier)
-    # the rewritten weights are among those swapped, so that what the round sets is taken back afterwards
-    base = {name: editable.base_tensors[name] for name in names.values()}
-    with patched(editable, Weights(base | start, start.memories)):
+    with rewritable(editable, tuple(names.values()), context.previous) as earlier:
         yield {layer: Columns(name, earlier.get(name, torch.zeros(()))) for layer, name in names.items()}
 
 

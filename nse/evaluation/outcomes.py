@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 SCHEMA = 2
-"""Part of the name of kept answers: raise it when the rule by which a text is an answer changes, or what is kept of one."""
+"""Part of the name of kept answers: raise it when the rule by which a text is an answer changes, or what is kept or measured."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +61,7 @@ class OutcomeStore:
 
     def measured(self, version: str, name: str, measure: Callable[[], dict[str, float]]) -> dict[str, float]:
         """Figures of a version by the name of what was measured; they are measured once."""
-        path = self.folder / f"{version}.{name}.json"
+        path = self.folder / f"{version}.{name}.{SCHEMA}.json"
         if not path.is_file():
             self._keep(path, measure())
         found: dict[str, float] = json.loads(path.read_text(encoding="utf-8"))
