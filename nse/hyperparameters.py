@@ -37,6 +37,8 @@ class Hyperparameters:
         previous_keys_weight: Weight of each earlier edit's key in the solve; 1 in the paper.
         prompt_keys_weight: Weight in the solve of each other token of the prompts of corrections and of held facts, where nothing
             shall change; 0 in the paper.
+        value_contexts: Contexts in which z is optimised: "all", or "first": those of the first group alone, which are a fraction of
+            the work where that is the bare prompt. Keys are measured in all. "all" in the paper.
         joint_values: Whether the corrections of one subject get their z's together; no in the published code.
         hold_factor: Weight of the divergence at the known facts of a subject that are held; there are none unless given.
         subject_share: Share of a key measured on the subject alone in each context; 0 in the published code.
@@ -66,6 +68,7 @@ class Hyperparameters:
     mom2_update_weight: float = 15000.0
     previous_keys_weight: float = 1.0
     prompt_keys_weight: float = 0.0
+    value_contexts: str = "all"
     joint_values: bool = True
     hold_factor: float = 1.0
     subject_share: float = 0.0
@@ -94,6 +97,7 @@ class Hyperparameters:
             "mom2_update_weight": self.mom2_update_weight > 0,
             "previous_keys_weight": self.previous_keys_weight >= 0,
             "prompt_keys_weight": self.prompt_keys_weight >= 0,
+            "value_contexts": self.value_contexts in ("all", "first"),
             "hold_factor": self.hold_factor >= 0,
             "subject_share": 0 <= self.subject_share <= 1,
             "neuron_threshold": 0 < self.neuron_threshold <= 1,

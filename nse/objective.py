@@ -19,6 +19,11 @@ from nse.tokens import TokenizedPrompt, tokenize_template
 KL_TEMPLATE = "{} is a"
 
 
+def contexts_of_values(contexts: ContextTemplates, hyperparameters: Hyperparameters) -> ContextTemplates:
+    """The contexts in which z is optimised."""
+    return contexts[:1] if hyperparameters.value_contexts == "first" else contexts
+
+
 def texts_of(
     editable: EditableModel,
     requests: Sequence[EditRequest],
@@ -26,12 +31,12 @@ def texts_of(
     contexts: ContextTemplates,
     hyperparameters: Hyperparameters,
 ) -> list[Text]:
-    """All texts of one subject: its corrections in every context, "{subject} is a", and the facts to hold.
+    """All texts of one subject: its corrections in every context of z's, "{subject} is a", and the facts to hold.
 
     Raises:
         TokenError: If a text cannot be tokenised, or a target has a token that the model cannot produce.
     """
-    templates = [c for g in contexts for c in g]
+    templates = [c for g in contexts_of_values(contexts, hyperparameters) for c in g]
     members = [requests[i] for i in group.members]
     texts = []
     for member, request in enumerate(members):

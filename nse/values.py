@@ -17,7 +17,7 @@ from nse.batch import Progress, halved, silent
 from nse.contexts import ContextTemplates
 from nse.fingerprint import json_digest
 from nse.hyperparameters import Hyperparameters
-from nse.objective import minimise, texts_of
+from nse.objective import contexts_of_values, minimise, texts_of
 from nse.patch import base_in_force
 from nse.request import EditRequest
 from nse.subjects import HeldFact, SubjectFacts, by_subject
@@ -58,7 +58,7 @@ def value_keys(
         "tokenizer": editable.tokenizer_digest,
         "group": [[r.subject, r.prompt_template, r.target_new] for r in (requests[i] for i in group.members)],
         "held": [[f.subject, f.prompt_template, f.object] for f in group.held],
-        "contexts": contexts,
+        "contexts": contexts_of_values(contexts, hyperparameters),
         "settings": hyperparameters.value_settings(),
     }
     return [json_digest({**common, "member": member}) for member in range(len(group.members))]

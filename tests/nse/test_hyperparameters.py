@@ -123,6 +123,7 @@ def test_numbers_of_the_other_kind_become_the_right_kind(tmp_path) -> None:
         ({"neuron_threshold": 1.01}, "neuron_threshold = 1.01 is out of range"),
         ({"max_passes": 0}, "max_passes = 0 is out of range"),
         ({"write_layers": "some"}, "write_layers = 'some' is out of range"),
+        ({"value_contexts": "some"}, "value_contexts = 'some' is out of range"),
         ({"write_layers": 1}, "a value has the wrong type"),
         ({"protected_directions": 1.5}, "protected_directions = 1.5 is out of range"),
         ({"protected_directions": -1}, "protected_directions = -1.0 is out of range"),

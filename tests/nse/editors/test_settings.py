@@ -204,3 +204,18 @@ def test_a_z_stops_so_many_steps_after_its_target_is_the_most_probable_token_eve
     for place in range(len(facts)):
         assert 2 < steps_of(two, place) < 13
         assert steps_of(five, place) == steps_of(two, place) + 3
+
+
+def test_values_of_the_first_contexts_alone_and_keys_of_all(editable, context, requests, tmp_path) -> None:
+    first = of(context, value_contexts="first")
+    assert first.contexts[1:], "there must be other contexts to leave out"
+    shared = replace(first, values=ValueStore(tmp_path))
+    result = get_editor("nse").edit(editable, requests[:2], shared)
+    files = sorted(p.name for p in tmp_path.iterdir())
+    bare = of(replace(context, contexts=context.contexts[:1], values=ValueStore(tmp_path)))
+    alone = get_editor("nse").edit(editable, requests[:2], bare)
+    assert sorted(p.name for p in tmp_path.iterdir()) == files  # the same z's
+    assert torch.equal(result.values, alone.values)
+    assert not torch.equal(get_editor("nse").edit(editable, requests[:2], context).values, alone.values)
+    name = editable.parameter_name(context.hyperparameters.layers[0])
+    assert not torch.equal(result.delta.layers[name].keys, alone.delta.layers[name].keys)
