@@ -37,6 +37,8 @@ class Hyperparameters:
         previous_keys_weight: Weight of each earlier edit's key in the solve; 1 in the paper.
         prompt_keys_weight: Weight in the solve of each other token of the prompts of corrections and of held facts, where nothing
             shall change; 0 in the paper.
+        context_spread_weight: Weight in the solve of how the key of each fact differs from context to context, where nothing shall
+            change, so that the update acts alike in all; 0 in the paper, whose keys are means over contexts.
         value_contexts: Contexts in which z is optimised: "all", or "first": those of the first group alone, which are a fraction of
             the work where that is the bare prompt. Keys are measured in all. "all" in the paper.
         joint_values: Whether the corrections of one subject get their z's together; no in the published code.
@@ -68,6 +70,7 @@ class Hyperparameters:
     mom2_update_weight: float = 15000.0
     previous_keys_weight: float = 1.0
     prompt_keys_weight: float = 0.0
+    context_spread_weight: float = 0.0
     value_contexts: str = "all"
     joint_values: bool = True
     hold_factor: float = 1.0
@@ -97,6 +100,7 @@ class Hyperparameters:
             "mom2_update_weight": self.mom2_update_weight > 0,
             "previous_keys_weight": self.previous_keys_weight >= 0,
             "prompt_keys_weight": self.prompt_keys_weight >= 0,
+            "context_spread_weight": self.context_spread_weight >= 0,
             "value_contexts": self.value_contexts in ("all", "first"),
             "hold_factor": self.hold_factor >= 0,
             "subject_share": 0 <= self.subject_share <= 1,

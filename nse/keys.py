@@ -13,6 +13,7 @@ from nse.architecture import EditableModel
 from nse.batch import by_length, halved, pad
 from nse.contexts import ContextTemplates, within
 from nse.request import EditRequest
+from nse.subjects import HeldFact
 from nse.tokens import TokenizedPrompt, tokenize_template
 from nse.trace import capture_inputs, capture_outputs, stopped_after
 
@@ -59,25 +60,81 @@ def measure(
     Raises:
         TokenError: If a subject has no token.
     """
-    templates = [c for group in contexts for c in group]
-    weights = [1.0 / (len(contexts) * len(group)) for group in contexts for _ in group]
-    shares = [w * (1 - subject_share) for w in weights] + [w * subject_share for w in weights if subject_share]
-    rows: dict[tuple[int, ...], int] = {}  # texts up to the subject's last token: what follows it changes nothing there
-    wanted: list[int] = []
-    for request in requests:
-        texts = [within(c, request.prompt_template) for c in templates]
-        texts += [*(templates if subject_share else []), request.prompt_template]
-        for text in texts:
-            prompt = tokenize_template(editable.tokenizer, text, request.subject)
-            wanted.append(rows.setdefault(prompt.ids[: prompt.subject_last + 1], len(rows)))
-    read = _at_the_end(editable, list(rows), key_layers, hidden_layer)
-    at = torch.tensor(wanted).view(len(requests), -1)  # (n, texts)
-    mean = torch.tensor(shares, dtype=torch.float64)
+    texts = _texts(editable, requests, contexts, subject_share)
+    read = _at_the_end(editable, texts.distinct, key_layers, hidden_layer)
+    at = texts.places
     return Measurement(
-        {layer: torch.einsum("ncd,c->dn", read["key", layer][at[:, :-1]], mean) for layer in key_layers},
+        {layer: torch.einsum("ncd,c->dn", read["key", layer][at[:, :-1]], texts.shares) for layer in key_layers},
         read["hidden", hidden_layer][at[:, -1]].T.contiguous(),
         {layer: read[name, layer][at[:, -1]].T.contiguous() for name, layer in read if name == "output"},
     )
+
+
+@torch.no_grad()
+def key_spread(
+    editable: EditableModel,
+    facts: Sequence[EditRequest | HeldFact],
+    contexts: ContextTemplates,
+    *,
+    layers: Sequence[int],
+    subject_share: float = 0.0,
+) -> dict[int, torch.Tensor]:
+    """How the key of each fact differs from context to context: what its mean, which is written, says nothing of.
+
+    With S the columns given here, K K^T + S S^T is the mean over contexts of each fact's key by itself, so that a solve in which
+    nothing changes at S writes the key of every context instead of their mean alone.
+
+    Args:
+        editable: The model, with the weights in force that shall be measured.
+        facts: At least one; those with the same keys count once.
+        contexts: As in `measure`.
+        layers: Layers whose keys are wanted.
+        subject_share: As in `measure`.
+
+    Returns:
+        By layer (d_mlp, m) float64 on the CPU: each key less its fact's mean key, times the root of its share of that mean.
+    """
+    texts = _texts(editable, facts, contexts, subject_share)
+    at = torch.tensor(list(dict.fromkeys(map(tuple, texts.places[:, :-1].tolist()))))
+    read, found = _at_the_end(editable, texts.distinct, layers, max(layers)), {}
+    for layer in layers:
+        keys = read["key", layer][at]  # (facts, texts, d_mlp)
+        mean = torch.einsum("ncd,c->nd", keys, texts.shares)
+        found[layer] = ((keys - mean[:, None]) * texts.shares.sqrt()[:, None]).flatten(0, 1).T.contiguous()
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class _Texts:
+    """What is read to measure keys.
+
+    Attributes:
+        distinct: Tokens of each text up to the subject's last one: what follows it changes nothing there.
+        places: (facts, texts + 1): where the texts of each fact are among `distinct`, its bare prompt last.
+        shares: (texts,) float64: what each text counts in a fact's key.
+    """
+
+    distinct: list[tuple[int, ...]]
+    places: torch.Tensor
+    shares: torch.Tensor
+
+
+def _texts(
+    editable: EditableModel, facts: Sequence[EditRequest | HeldFact], contexts: ContextTemplates, subject_share: float
+) -> _Texts:
+    templates = [c for group in contexts for c in group]
+    weights = [1.0 / (len(contexts) * len(group)) for group in contexts for _ in group]
+    shares = [w * (1 - subject_share) for w in weights] + [w * subject_share for w in weights if subject_share]
+    rows: dict[tuple[int, ...], int] = {}
+    wanted: list[int] = []
+    for fact in facts:
+        texts = [within(c, fact.prompt_template) for c in templates]
+        texts += [*(templates if subject_share else []), fact.prompt_template]
+        for text in texts:
+            prompt = tokenize_template(editable.tokenizer, text, fact.subject)
+            wanted.append(rows.setdefault(prompt.ids[: prompt.subject_last + 1], len(rows)))
+    places = torch.tensor(wanted).view(len(facts), -1)
+    return _Texts(list(rows), places, torch.tensor(shares, dtype=torch.float64))
 
 
 def _at_the_end(

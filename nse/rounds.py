@@ -14,7 +14,7 @@ from nse.delta import Delta
 from nse.editors.base import CaseReport, EditContext, EditResult, Status
 from nse.factors import PastKeys
 from nse.hyperparameters import Hyperparameters
-from nse.keys import Measurement, measure
+from nse.keys import Measurement, key_spread, measure
 from nse.postnorm import change_before_norm
 from nse.prompt_keys import around, prompt_keys
 from nse.request import EditRequest
@@ -123,7 +123,7 @@ class _Round:
         before = self._distances(state)
         written = self._written(before < self.hp.upper_bound)
         past = {layer: self._past(layer, written) for layer in layers}
-        kept = self._kept() if self.hp.prompt_keys_weight else {}
+        kept = self._kept() if self.hp.prompt_keys_weight or self.hp.context_spread_weight else {}
         open_, after = written, before
         for number in range(self.hp.max_passes):
             if open_.numel() == 0:
@@ -226,11 +226,24 @@ class _Round:
         return self.context.factors.past(second_moment, blocks, torch.tensor(kept, dtype=torch.bool))
 
     def _kept(self) -> dict[int, torch.Tensor]:
-        """Keys of the other tokens of all prompts in play, as they are before the round, times the root of their weight."""
+        """Keys where nothing shall change, as they are before the round, times the root of their weight.
+
+        Those of the other tokens of all prompts in play, and how the keys of the subjects differ between contexts.
+        """
+        hp, layers = self.hp, tuple(self.columns)
+        found: dict[int, list[torch.Tensor]] = {layer: [] for layer in layers}
         with timed(self.seconds, "keys"):
             facts = around(self.facts, self.context.earlier, self.context.held)
-            found = prompt_keys(self.editable, facts, layers=tuple(self.columns))
-        return {layer: keys * self.hp.prompt_keys_weight**0.5 for layer, keys in found.items()}
+            if weight := hp.prompt_keys_weight:
+                for layer, keys in prompt_keys(self.editable, facts, layers=layers).items():
+                    found[layer].append(keys * weight**0.5)
+            if weight := hp.context_spread_weight:
+                spread = key_spread(
+                    self.editable, facts, self.context.contexts, layers=layers, subject_share=hp.subject_share
+                )
+                for layer, keys in spread.items():
+                    found[layer].append(keys * weight**0.5)
+        return {layer: torch.cat(keys, dim=1) for layer, keys in found.items()}
 
     def _delta(self, written: torch.Tensor, state: Measurement) -> Delta:
         requests = written[written < self.requested]

@@ -179,8 +179,18 @@ def _held(suite: Suite | None, dataset: Dataset) -> tuple[HeldFact, ...]:
     """Known facts that a method may be given: the suite's, or what the dataset says is true beyond the stream."""
     if suite is not None:
         return held_facts(suite)
-    known = [r for r in dataset.others if r.target_true is not None]
-    return tuple(HeldFact(r.subject, r.prompt_template, r.target_true or "", r.relation) for r in known)
+    return tuple(
+        HeldFact(r.subject, another_wording(r), r.target_true, r.relation)
+        for r in dataset.others
+        if r.target_true is not None
+    )
+
+
+def another_wording(request: EditRequest) -> str:
+    """A wording of a case in which it is not asked, if it has one: the beginning of a text that names its subject."""
+    asked = {request.prompt, *request.paraphrase_prompts}
+    free = (p.replace(request.subject, "{}", 1) for p in request.generation_prompts if p not in asked)
+    return next((template for template in free if template.count("{}") == 1), request.prompt_template)
 
 
 def _still(held: Sequence[HeldFact], corrected: Sequence[EditRequest]) -> tuple[HeldFact, ...]:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from nse.architecture import EditableModel
+from nse.bench.part import another_wording
 from nse.bench.streams import (
     Dataset,
     checkpoints,
@@ -134,3 +135,16 @@ def test_cases_that_are_not_edited_are_asked_as_untouched_facts_unless_the_strea
     questions = questions_about(dataset_of(fact(0), others=(same, fact(2), replace(fact(3), target_true=None))), None)
     assert [(p.kind, p.case_id, p.expected) for p in questions.untouched] == [("untouched", "case 2", CITIES[2])]
     assert questions.digest != questions_about(dataset_of(fact(0)), None).digest
+
+
+def test_a_known_fact_is_held_in_a_wording_that_is_never_asked() -> None:
+    row = EditRequest(
+        subject="Ada Berg",
+        prompt_template="{} speaks",
+        target_new="Norwegian",
+        case_id="1",
+        paraphrase_prompts=("The native language of Ada Berg is",),
+        generation_prompts=("Ada Berg speaks", "The native language of Ada Berg is", "Ada Berg is fluent in"),
+    )
+    assert another_wording(row) == "{} is fluent in"
+    assert another_wording(replace(row, generation_prompts=row.generation_prompts[:2])) == "{} speaks"

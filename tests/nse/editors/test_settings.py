@@ -9,7 +9,7 @@ from nse.editors import get_editor
 from nse.errors import HyperparameterError, StatisticsError
 from nse.factors import FactorStore
 from nse.hyperparameters import Hyperparameters
-from nse.keys import measure
+from nse.keys import key_spread, measure
 from nse.patch import compose, patched
 from nse.rounds import limited
 from nse.spectrum import dominant, standing_directions
@@ -101,6 +101,7 @@ def test_the_published_methods_do_without_what_nse_adds(editable, context) -> No
     busy = of(
         context,
         prompt_keys_weight=5.0,
+        context_spread_weight=5.0,
         subject_share=0.5,
         neuron_threshold=0.5,
         joint_values=True,
@@ -219,3 +220,34 @@ def test_values_of_the_first_contexts_alone_and_keys_of_all(editable, context, r
     assert not torch.equal(get_editor("nse").edit(editable, requests[:2], context).values, alone.values)
     name = editable.parameter_name(context.hyperparameters.layers[0])
     assert not torch.equal(result.delta.layers[name].keys, alone.delta.layers[name].keys)
+
+
+def test_the_spread_is_what_the_mean_key_lacks_of_the_keys_of_all_contexts(precise) -> None:
+    facts, contexts = [fact(0), fact(1), fact(0)], CONTEXTS
+    spread = key_spread(precise, facts, contexts, layers=(1, 2), subject_share=0.25)
+    for layer in (1, 2):
+        alone = [measure(precise, facts[:2], ((c,),), key_layers=(1, 2), hidden_layer=2) for g in contexts for c in g]
+        subject = [
+            measure(precise, facts[:2], ((c,),), key_layers=(1, 2), hidden_layer=2, subject_share=1.0)
+            for g in contexts
+            for c in g
+        ]
+        shares = [w * part for part in (0.75, 0.25) for w in (0.5, 0.25, 0.25)]
+        outer = sum(
+            share * seen.keys[layer] @ seen.keys[layer].T
+            for share, seen in zip(shares, [*alone, *subject], strict=True)
+        )
+        mean = measure(precise, facts[:2], contexts, key_layers=(1, 2), hidden_layer=2, subject_share=0.25).keys[layer]
+        assert spread[layer].shape[1] == 2 * len(shares)  # the third fact has the keys of the first
+        torch.testing.assert_close(mean @ mean.T + spread[layer] @ spread[layer].T, outer)
+
+
+def test_with_the_spread_in_its_way_an_update_acts_alike_in_every_context(precise, context) -> None:
+    def unlike(weight: float) -> float:
+        own = of(context, layers=(1,), max_passes=1, context_spread_weight=weight)
+        layer = get_editor("nse").edit(precise, [fact(0), fact(1)], own).delta.layers[precise.parameter_name(1)]
+        spread = key_spread(precise, [fact(0), fact(1)], context.contexts, layers=(1,))[1]
+        update = layer.product().double()
+        return float((update @ spread).norm() / (update @ layer.keys.double().T).norm())
+
+    assert unlike(10.0) < 0.3 * unlike(0.0)
