@@ -37,10 +37,10 @@ class Hyperparameters:
         previous_keys_weight: Weight of each earlier edit's key in the solve; 1 in the paper.
         prompt_keys_weight: Weight in the solve of each other token of the prompts of corrections and of held facts, where nothing
             shall change; 0 in the paper.
-        context_spread_weight: Weight in the solve of how the key of each fact differs from context to context, where nothing shall
-            change, so that the update acts alike in all; 0 in the paper, whose keys are means over contexts.
-        value_contexts: Contexts in which z is optimised: "all", or "first": those of the first group alone, which are a fraction of
-            the work where that is the bare prompt. Keys are measured in all. "all" in the paper.
+        context_spread_weight: Weight in the solve of how the key of each fact differs from context to context, where nothing
+            shall change, so that the update acts alike in all; 0 in the paper, whose keys are means over contexts.
+        value_contexts: Contexts in which z is optimised: "all", as in the paper, or "first": those of the first group alone, a
+            fraction of the work where that is the bare prompt. Keys are measured in all.
         joint_values: Whether the corrections of one subject get their z's together; no in the published code.
         hold_factor: Weight of the divergence at the known facts of a subject that are held; there are none unless given.
         subject_share: Share of a key measured on the subject alone in each context; 0 in the published code.
