@@ -6,14 +6,14 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from itertools import islice
+from itertools import islice, takewhile
 from typing import Any
 
 from nse.architecture import EditableModel
 from nse.batch import Progress, silent
 from nse.bench.job import BASE, Job
 from nse.bench.memory import Peak
-from nse.bench.score import WAYS, Prose, Right, Scores, score
+from nse.bench.score import WAYS, Prose, Right, Scores, perplexity_of, score
 from nse.bench.streams import Dataset, checkpoints, in_rounds, ordered, questions_about, read_dataset, standing
 from nse.contexts import read_contexts
 from nse.corpus import open_corpus
@@ -41,6 +41,8 @@ FIRST = 100
 """The first edits of a stream, whose retention is told by itself: a quarter of it, but no more than these."""
 AGES = 10
 """Groups of edits by age."""
+GATE = 1.1
+"""Bound of perplexity as a multiple of the base model's, as in the suites that are shipped."""
 
 
 @dataclass
@@ -54,7 +56,8 @@ class _Course:
         checkpoints: A record per checkpoint.
         last: What was asked at the latest of them.
         edits: Cases of the stream that are behind.
-        asked: Probes put at all checkpoints.
+        unedited: Perplexity of the base model, if there are texts for it.
+    asked: Probes put at all checkpoints.
         asking: Seconds that took.
         peak: Memory held while editing.
     """
@@ -65,6 +68,7 @@ class _Course:
     checkpoints: list[dict[str, Any]] = field(default_factory=list)
     last: Scores = field(default_factory=lambda: Scores({}))
     edits: int = 0
+    unedited: float = math.nan
     asked: int = 0
     asking: float = 0.0
     peak: Peak = field(default_factory=Peak)
@@ -97,6 +101,8 @@ def run_part(editable: EditableModel, job: Job, *, progress: Progress = silent) 
     tested, course, failed = checkpoints(len(rounds), job.checkpoints), _Course(), None
     context = None if job.method == BASE else _context(editable, job)
     warm = bool(job.values and job.values.is_dir() and any(job.values.iterdir()))
+    if context is not None and texts:
+        course.unedited = perplexity_of(editable, texts)
     progress("edits", 0, len(stream))
     try:
         for number, batch in enumerate(rounds, start=1):
@@ -105,9 +111,12 @@ def run_part(editable: EditableModel, job: Job, *, progress: Progress = silent) 
                 _edit(editable, job.method, batch, replace(context, held=_still(held, so_far)), course)
             course.edits = len(so_far)
             progress("edits", course.edits, len(stream))
+            weights = compose(editable, course.deltas) if course.deltas else Weights()
+            if course.rounds and texts:
+                with patched(editable, weights):
+                    course.rounds[-1]["perplexity"] = perplexity_of(editable, texts)
             if number in tested:
                 names = [r.case_id for r in standing(so_far)]
-                weights = compose(editable, course.deltas) if course.deltas else Weights()
                 with patched(editable, weights):
                     end = prose if number == len(rounds) else None
                     course.last = score(editable, names, questions, texts=texts, prose=end, seed=job.seed)
@@ -246,8 +255,16 @@ def _end(course: _Course, stream: Sequence[EditRequest]) -> dict[str, Any]:
         "first_edits": first_edits(len(stream)),
         "ages": ages,
         "cases": {name: [int(right) for right in ways] for name, ways in sorted(course.last.cases.items())},
-        "metrics": {**course.last.metrics, **first, **_cost(course)},
+        "metrics": {**course.last.metrics, **first, **_gate(course), **_cost(course)},
     }
+
+
+def _gate(course: _Course) -> dict[str, float]:
+    """How many edits a gate on perplexity alone lets through: those of the rounds before the first that it stops."""
+    if not course.rounds or math.isnan(course.unedited):
+        return {}
+    within = takewhile(lambda r: r["perplexity"] <= GATE * course.unedited, course.rounds)
+    return {"edits_within_gate": sum(r["edits"] for r in within)}
 
 
 def _by_way(name: str, found: Sequence[Right]) -> dict[str, float]:

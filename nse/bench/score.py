@@ -14,7 +14,7 @@ from nse.evaluation.run import ask
 from nse.evaluation.score import perplexity
 from nse.request import EditRequest
 
-__all__ = ["WAYS", "Prose", "Right", "Scores", "score"]
+__all__ = ["WAYS", "Prose", "Right", "Scores", "perplexity_of", "score"]
 
 Right = tuple[bool, bool, bool]
 """Whether a question is answered right in each of the `WAYS`."""
@@ -65,7 +65,7 @@ def score(
     seconds = time.perf_counter() - begun
     metrics = {**shares(outcomes), **literature(outcomes)}
     if texts:
-        metrics["perplexity"] = _perplexity(editable, texts)
+        metrics["perplexity"] = perplexity_of(editable, texts)
     if prose is not None and not math.isnan(
         metrics.get("perplexity", 0.0)
     ):  # where nothing is a number nothing is written
@@ -76,7 +76,7 @@ def score(
     return Scores(metrics, own, len(probes), seconds)
 
 
-def _perplexity(editable: EditableModel, texts: Sequence[str]) -> float:
+def perplexity_of(editable: EditableModel, texts: Sequence[str]) -> float:
     """Perplexity of texts; infinite where a model that has collapsed gives a number beyond all numbers."""
     try:
         return perplexity(editable, texts)

@@ -43,6 +43,7 @@ TABLES: dict[str, tuple[Column, ...]] = {
     "by probability against the other object, %": _shares(""),
     "text and cost": (
         Column("perplexity", "perplexity", -1, percent=False),
+        Column("edits_within_gate", "edits before +10%", percent=False),
         Column("fluency", "fluency", percent=False),
         Column("consistency", "consistency"),
         Column("unconverged", "unconverged", 0, percent=False),
