@@ -56,8 +56,8 @@ class _Course:
         checkpoints: A record per checkpoint.
         last: What was asked at the latest of them.
         edits: Cases of the stream that are behind.
-        unedited: Perplexity of the base model, if there are texts for it.
-    asked: Probes put at all checkpoints.
+        unedited: Perplexity of the base model; NaN if there are no texts for it.
+        asked: Probes put at all checkpoints.
         asking: Seconds that took.
         peak: Memory held while editing.
     """

@@ -15,7 +15,7 @@ import nse.bench.run
 from nse.architecture import EditableModel
 from nse.bench import BASE, BenchFiles, BenchOptions, bench
 from nse.bench.job import Job, torch_dtype
-from nse.bench.part import finite, first_edits
+from nse.bench.part import GATE, finite, first_edits
 from nse.bench.plot import draw
 from nse.bench.program import program_digest
 from nse.bench.run import in_words, remaining
@@ -134,6 +134,12 @@ def test_a_bench_asks_everything_after_the_stream_and_at_checkpoints(files: Benc
         assert new[name]["mean"] != base[name]["mean"]
     assert new["seconds_per_edit"]["mean"] > 0
     assert new["peak_memory_mib"]["mean"] > 10
+    part = record["methods"]["nse"]["parts"][0]
+    let_through = part["metrics"]["edits_within_gate"]
+    taken = [r["perplexity"] for r in part["rounds"]]
+    assert taken[-1] == part["metrics"]["perplexity"]
+    bound = GATE * record["methods"][BASE]["parts"][0]["metrics"]["perplexity"]
+    assert let_through == 2 * next((i for i, found in enumerate(taken) if found > bound), len(taken))
     assert "seconds_per_edit" not in base
     streams = [[p["stream"] for p in told["parts"]] for told in record["methods"].values()]
     assert streams[0] == streams[1] == streams[2]
