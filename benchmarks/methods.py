@@ -43,8 +43,8 @@ SHARED = HERE.parent / "shared"
 EDITS = {"batches": 1000, "single": 200}
 FACTS = 600
 """Most facts of a file that are corrected: what is beyond is what methods train on, and what is asked as untouched."""
-NEIGHBOURS = 4
-"""Of the ten that a file names for each fact; those that the stream edits itself are left out of them."""
+ASKED = 3
+"""Questions of a kind about a case at most: the suite has seven further wordings of each fact, the file ten neighbours."""
 BATCH = {"batches": 50, "single": 1}
 ROUNDS = {"batches": 2, "single": 8}
 """Rounds of an estimate."""
@@ -110,21 +110,20 @@ def lessons(dataset: Dataset) -> list[EditRequest]:
 
 
 def stream_of(options: argparse.Namespace) -> Path:
-    """The dataset of a world; of a file, one with fewer neighbours and, past `FACTS` edits, with facts corrected once more.
+    """The dataset of a world; of a file, one that past `FACTS` edits corrects facts once more.
 
     Every further edit gives one of the first `FACTS` facts a third object of its relation. The order of the stream decides
     which of two corrections stands.
     """
     source = WORLDS[options.world].dataset
-    if source.suffix != ".json":
+    if source.suffix != ".json" or options.edits <= FACTS:
         return source
     rows: list[dict[str, Any]] = json.loads(source.read_text(encoding="utf-8"))
-    rows = [row | {"neighborhood_prompts": row["neighborhood_prompts"][:NEIGHBOURS]} for row in rows]
     objects: dict[str, list[str]] = {}
     for told in (row["requested_rewrite"] for row in rows):
         objects.setdefault(told["relation_id"], []).extend(told[name]["str"] for name in ("target_true", "target_new"))
     drawn, again = random.Random(options.seed), []
-    for row in drawn.sample(rows[:FACTS], max(options.edits - FACTS, 0)):
+    for row in drawn.sample(rows[:FACTS], options.edits - FACTS):
         told = row["requested_rewrite"]
         taken = {told[name]["str"] for name in ("target_true", "target_new")}
         third = {"str": drawn.choice(sorted(set(objects[told["relation_id"]]) - taken))}
@@ -168,7 +167,7 @@ def trained_for(method: str, dataset: Dataset, hparams: Path, options: argparse.
 
 def estimated(record: dict[str, Any], dataset: Dataset, options: argparse.Namespace) -> dict[str, float]:
     """Seconds that each method will take on all orders, from a short run: rounds and questions as many times as they come."""
-    rounds, questions = -(-options.edits // BATCH[options.stream]), questions_about(dataset, dataset.suite)
+    rounds, questions = -(-options.edits // BATCH[options.stream]), questions_about(dataset, dataset.suite, most=ASKED)
     tested = [min(n * BATCH[options.stream], options.edits) for n in checkpoints(rounds, options.checkpoints)]
     each = sum(map(len, questions.cases.values())) / len(questions.cases)
     asked = each * sum(tested) + len(questions.untouched) * len(tested)
@@ -229,6 +228,7 @@ def main() -> int:
         checkpoints=options.checkpoints,
         seed=options.seed,
         hold=options.hold,
+        asked=ASKED,
     )
     console, begun = Console(stderr=True), time.monotonic()
 

@@ -69,6 +69,7 @@ class BenchOptions:
         checkpoints: How often all facts edited so far are tested, the end included.
         seed: Of the orders, of what methods draw, of sampled contexts.
         hold: Whether methods are given known facts, the suite's or the dataset's, to be left in place.
+        asked: Most questions of a kind about a case; 0 asks all.
         prose: Most cases of which a text is written at the end, for fluency and consistency.
         isolated: Whether every part runs in a process of its own.
         dtype: Name of the type of the model's weights.
@@ -83,6 +84,7 @@ class BenchOptions:
     checkpoints: int = 5
     seed: int = 0
     hold: bool = False
+    asked: int = 0
     prose: int = 20
     isolated: bool = True
     dtype: str = "float32"
@@ -157,6 +159,7 @@ def shared_by_all(
         checkpoints=options.checkpoints,
         seed=options.seed,
         hold=options.hold,
+        asked=options.asked,
         prose=options.prose,
         dtype=options.dtype,
         device_map=options.device_map,

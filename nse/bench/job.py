@@ -35,6 +35,7 @@ class Job:
         checkpoints: How often all is tested.
         seed: Of the order and of what the method draws.
         hold: Whether the method is given known facts, the suite's or the dataset's, to be left in place.
+        asked: Most questions of a kind about a case; 0 asks all.
         prose: Most cases of which a text is written, for fluency and consistency.
         dtype: Name of the type of the model's weights.
         device_map: As transformers takes it.
@@ -58,6 +59,7 @@ class Job:
     checkpoints: int = 5
     seed: int = 0
     hold: bool = False
+    asked: int = 0
     prose: int = 20
     dtype: str = "float32"
     device_map: str | None = None

@@ -110,7 +110,7 @@ def in_words(seconds: float) -> str:
 def _record(
     files: BenchFiles, options: BenchOptions, shared: Shared, found: Mapping[str, list[dict[str, Any]]]
 ) -> dict[str, Any]:
-    told = ("edits", "batch_size", "orders", "checkpoints", "seed", "hold", "prose")
+    told = ("edits", "batch_size", "orders", "checkpoints", "seed", "hold", "asked", "prose")
     record: dict[str, Any] = finite(
         {
             "schema": SCHEMA,

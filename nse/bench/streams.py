@@ -160,7 +160,7 @@ class Questions:
         return json_digest([[p.kind, p.case_id, p.prompt, p.expected, p.foil] for p in probes])
 
 
-def questions_about(dataset: Dataset, suite: Suite | None) -> Questions:
+def questions_about(dataset: Dataset, suite: Suite | None, *, most: int = 0) -> Questions:
     """The questions about a stream, the same in every order.
 
     What the stream itself corrects is no neighbour: a question about the subject of one of its corrections is left out of
@@ -169,6 +169,7 @@ def questions_about(dataset: Dataset, suite: Suite | None) -> Questions:
     Args:
         dataset: The stream and what else its file offers.
         suite: Known facts to ask about besides, if any.
+        most: Questions of each kind about a case at most, chosen by digest, the same for all methods; 0 asks all.
     """
     corrected = {r.prompt for r in dataset.requests}
     subjects: dict[str | None, set[str]] = {}
@@ -191,8 +192,18 @@ def questions_about(dataset: Dataset, suite: Suite | None) -> Questions:
             for prompt, answer in request.neighbours
             if prompt not in corrected and not any(name in prompt.casefold() for name in barred)
         ]
-        cases[request.case_id] = tuple(dict.fromkeys(own))
+        cases[request.case_id] = _at_most(most, tuple(dict.fromkeys(own)))
     return Questions(cases, tuple(_untouched(dataset, suite, edited)))
+
+
+def _at_most(most: int, probes: tuple[Probe, ...]) -> tuple[Probe, ...]:
+    if not most:
+        return probes
+    of_kind: dict[str, list[str]] = {}
+    for probe in probes:
+        of_kind.setdefault(probe.kind, []).append(probe.prompt)
+    chosen = {kind: set(shuffled(prompts, "asked")[:most]) for kind, prompts in of_kind.items()}
+    return tuple(probe for probe in probes if probe.prompt in chosen[probe.kind])
 
 
 def _untouched(dataset: Dataset, suite: Suite | None, edited: set[tuple[str, str]]) -> list[Probe]:

@@ -148,3 +148,14 @@ def test_a_known_fact_is_held_in_a_wording_that_is_never_asked() -> None:
     )
     assert another_wording(row) == "{} is fluent in"
     assert another_wording(replace(row, generation_prompts=row.generation_prompts[:2])) == "{} speaks"
+
+
+def test_at_most_so_many_questions_of_a_kind_are_asked_and_the_same_ones_again() -> None:
+    near = tuple(f"{name} lives in" for name in ("Bo", "Cy", "Di", "Ed"))
+    row = replace(fact(0), paraphrase_prompts=("One?", "Two?", "Three?"), neighborhood_prompts=near)
+    few, all_ = (questions_about(dataset_of(row), None, most=most).cases[row.case_id] for most in (2, 0))
+    kinds = [probe.kind for probe in few]
+    assert {kind: kinds.count(kind) for kind in kinds} == {"efficacy": 1, "generalization": 2, "specificity": 2}
+    assert len(all_) == 8
+    assert [probe for probe in all_ if probe in few] == list(few)
+    assert few == questions_about(dataset_of(row), None, most=2).cases[row.case_id]
