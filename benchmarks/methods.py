@@ -46,6 +46,8 @@ FACTS = 600
 ASKED = 3
 """Questions of a kind about a case at most: the suite has seven further wordings of each fact, the file ten neighbours."""
 BATCH = {"batches": 50, "single": 1}
+CHECKPOINTS = {"demo": 2, "bios": 4}
+"""The demo world's questions take four times as long."""
 ROUNDS = {"batches": 2, "single": 8}
 """Rounds of an estimate."""
 
@@ -191,14 +193,20 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--hparams", type=Path, help="default: benchmarks/bench_<world>.yaml")
     parser.add_argument("--edits", type=int, help=f"default: {EDITS}")
     parser.add_argument("--orders", type=int, default=3)
-    parser.add_argument("--checkpoints", type=int, default=4)
+    parser.add_argument("--checkpoints", type=int, help=f"default: {CHECKPOINTS}")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--hold", action="store_true", help="give methods known facts, to be left in place")
+    parser.add_argument(
+        "--hold",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="give methods known facts, to be left in place",
+    )
     parser.add_argument("--estimate", action="store_true", help="say how long it will last, from the first rounds")
     parser.add_argument("--docs", type=Path, default=HERE / "docs", help="folder for table and plot")
     parser.add_argument("--output", type=Path, default=HERE / "build/methods", help="folder for records")
     options = parser.parse_args()
     options.edits = options.edits or EDITS[options.stream]
+    options.checkpoints = options.checkpoints or CHECKPOINTS[options.world]
     return options
 
 
