@@ -115,6 +115,7 @@ class _Round:
         self.editable, self.facts, self.requested, self.z = editable, facts, requested, z
         self.context, self.policy, self.columns, self.seconds = context, policy, columns, seconds
         self.hp = context.hyperparameters
+        self.owners: dict[str, list[int]] = {}  # the written requests of each subject
         self.protected = {layer: self._protected(layer) for layer in columns if self.hp.protected_directions}
 
     def run(self) -> tuple[Delta, tuple[CaseReport, ...]]:
@@ -122,6 +123,8 @@ class _Round:
         state = self._measure(self.hp.z_layer)
         before = self._distances(state)
         written = self._written(before < self.hp.upper_bound)
+        for place in written[written < self.requested].tolist():
+            self.owners.setdefault(subject_key(self.facts[place]), []).append(place)
         past = {layer: self._past(layer, written) for layer in layers}
         kept = self._kept() if self.hp.prompt_keys_weight or self.hp.context_spread_weight else {}
         open_, after = written, before
@@ -202,11 +205,11 @@ class _Round:
     def _owned(
         self, left: torch.Tensor, right: torch.Tensor, facts: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, list[int]]:
-        """The factors with every column given to a request: a companion's is shared by the requests of its subject."""
-        requests: dict[str, list[int]] = {}
-        for place in facts[facts < self.requested].tolist():
-            requests.setdefault(subject_key(self.facts[place]), []).append(place)
-        owners = [[f] if f < self.requested else requests[subject_key(self.facts[f])] for f in facts.tolist()]
+        """The factors with every column given to a request: a companion's is shared by the requests of its subject.
+
+        Those may have reached their z's in an earlier pass, and be none of `facts`.
+        """
+        owners = [[f] if f < self.requested else self.owners[subject_key(self.facts[f])] for f in facts.tolist()]
         column = torch.tensor([i for i, own in enumerate(owners) for _ in own])
         share = torch.tensor([1 / len(own) for own in owners for _ in own], dtype=left.dtype)
         return left[:, column] * share, right[column], [f for own in owners for f in own]

@@ -13,6 +13,7 @@ from nse.evaluation.score import log_probabilities
 from nse.keys import measure
 from nse.patch import compose, patched, version_digest
 from nse.request import EditRequest
+from nse.rounds import _Round
 from nse.statistics import SecondMoments
 from nse.values import ValueStore, values_for
 from tests.nse import oracle
@@ -350,3 +351,26 @@ def test_other_prompts_of_an_edit_request_do_not_change_the_edit(editable, conte
         NSE().edit(editable, [plain], context).delta.to_bytes()
         == NSE().edit(editable, [rich], context).delta.to_bytes()
     )
+
+
+def test_a_companion_that_needs_another_pass_alone_still_belongs_to_the_request_of_its_subject(
+    precise, context, monkeypatch
+) -> None:
+    first = NSE().edit(precise, [fact(4)], context).delta
+    later = replace(context, previous=(first,), earlier=(fact(4),))
+    new = replace(fact(4), case_id="new", prompt_template="The work of {} is", relation="work")
+    measured, calls = _Round._distances, []
+
+    def distances(self, state):
+        calls.append(measured(self, state))
+        return (
+            calls[0] if len(calls) == 1 else torch.tensor([0.0, 0.0, 1e9])
+        )  # two requests are there, their companion is not
+
+    monkeypatch.setattr(_Round, "_distances", distances)
+    hp = replace(context.hyperparameters, max_passes=2, alpha=1.0)
+    result = NSE().edit(precise, [new, fact(0)], replace(later, hyperparameters=hp))
+    assert result.delta.case_ids == ("new", fact(0).case_id)
+    for layer in result.delta.layers.values():
+        assert layer.case_index.tolist() == [0, 1, 0, 0]  # the second pass writes the companion alone
+    assert result.delta.without({"new"}).case_ids == (fact(0).case_id,)
