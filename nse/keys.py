@@ -81,8 +81,8 @@ def key_spread(
 ) -> dict[int, torch.Tensor]:
     """How the key of each fact differs from context to context: what its mean, which is written, says nothing of.
 
-    With S the columns given here, K K^T + S S^T is the mean over contexts of each fact's key by itself, so that a solve in which
-    nothing changes at S writes the key of every context instead of their mean alone.
+    With S the columns given here, K K^T + S S^T is the sum over facts of the mean of k k^T over contexts, so that a solve in
+    which nothing changes at S writes the key of every context instead of their mean alone.
 
     Args:
         editable: The model, with the weights in force that shall be measured.
