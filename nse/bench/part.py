@@ -111,15 +111,19 @@ def run_part(editable: EditableModel, job: Job, *, progress: Progress = silent) 
                 _edit(editable, job.method, batch, replace(context, held=_still(held, so_far)), course)
             course.edits = len(so_far)
             progress("edits", course.edits, len(stream))
+            names = [r.case_id for r in standing(so_far)]
+            asked, watched = number in tested, bool(texts and course.rounds)
+            if not (asked or watched):
+                continue
             weights = compose(editable, course.deltas) if course.deltas else Weights()
-            if course.rounds and texts:
-                with patched(editable, weights):
-                    course.rounds[-1]["perplexity"] = perplexity_of(editable, texts)
-            if number in tested:
-                names = [r.case_id for r in standing(so_far)]
-                with patched(editable, weights):
+            with patched(editable, weights):
+                if asked:
                     end = prose if number == len(rounds) else None
                     course.last = score(editable, names, questions, texts=texts, prose=end, seed=job.seed)
+                if watched:
+                    seen = course.last.metrics["perplexity"] if asked else perplexity_of(editable, texts)
+                    course.rounds[-1]["perplexity"] = seen
+            if asked:
                 course.asked += course.last.asked
                 course.asking += course.last.seconds
                 where = {"edits": course.edits, "facts": len(names), "version": version_digest(editable, weights)}

@@ -363,9 +363,8 @@ def test_a_companion_that_needs_another_pass_alone_still_belongs_to_the_request_
 
     def distances(self, state):
         calls.append(measured(self, state))
-        return (
-            calls[0] if len(calls) == 1 else torch.tensor([0.0, 0.0, 1e9])
-        )  # two requests are there, their companion is not
+        two_are_there_and_the_companion_is_not = torch.tensor([0.0, 0.0, 1e9])
+        return calls[0] if len(calls) == 1 else two_are_there_and_the_companion_is_not
 
     monkeypatch.setattr(_Round, "_distances", distances)
     hp = replace(context.hyperparameters, max_passes=2, alpha=1.0)
