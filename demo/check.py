@@ -69,7 +69,7 @@ def probability_at(editable: EditableModel, request: EditRequest, z: torch.Tenso
     prompt = tokenize_template(editable.tokenizer, request.prompt_template, request.subject, target=request.target_new)
 
     def put(_module: Any, _inputs: Any, output: torch.Tensor) -> torch.Tensor:
-        output[:, prompt.subject_last] = z
+        output[:, prompt.fact_token] = z
         return output
 
     handle = editable.block(layer).register_forward_hook(put)

@@ -73,7 +73,7 @@ def compute_values(
     settings = read_settings(path(method.hparams), method.name).settings
     values_for(
         session.editable,
-        [*requests, *(companions(requests, earlier) if settings.joint_values else ())],
+        [*requests, *(companions(requests, earlier) if settings.one_z_per_subject else ())],
         contexts=read_contexts(path(method.contexts)),
         hyperparameters=settings,
         held=held_facts(read_suite(path(session.workspace.params.suite))),

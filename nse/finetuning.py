@@ -121,6 +121,7 @@ def tuned_round(
             key_layers=hp.layers,
             hidden_layer=hp.z_layer,
             subject_share=hp.subject_share,
+            fact_token=hp.fact_token,
         )
         seconds["keys"] = time.perf_counter() - begun
         layers = {name: increments.layer(name, seen.keys[layer].T) for layer, name in names.items()}

@@ -25,6 +25,8 @@ class Hyperparameters:
 
     Attributes:
         layers: Rewrite layers in ascending order; z is taken at the last.
+        fact_token: Where a fact is written: "subject_last", as in the paper, or "last", the last token of its prompt, where each
+            fact has a key and a z of its own and what z does elsewhere needs no term in its loss (`kl_factor`, `hold_factor`).
         v_num_grad_steps: Most Adam steps for one z.
         v_lr: Learning rate of those steps.
         v_weight_decay: Weight of |delta| / |h|^2 in the loss of z.
@@ -60,6 +62,7 @@ class Hyperparameters:
     """
 
     layers: tuple[int, ...]
+    fact_token: str = "subject_last"
     v_num_grad_steps: int = 25
     v_lr: float = 0.1
     v_weight_decay: float = 0.5
@@ -93,6 +96,7 @@ class Hyperparameters:
         """
         checks = {
             "layers": bool(self.layers) and list(self.layers) == sorted(set(self.layers)),
+            "fact_token": self.fact_token in ("subject_last", "last"),
             "v_num_grad_steps": self.v_num_grad_steps >= 1,
             "v_lr": self.v_lr > 0,
             "v_patience": self.v_patience >= 0,
@@ -103,7 +107,7 @@ class Hyperparameters:
             "context_spread_weight": self.context_spread_weight >= 0,
             "value_contexts": self.value_contexts in ("all", "first"),
             "hold_factor": self.hold_factor >= 0,
-            "subject_share": 0 <= self.subject_share <= 1,
+            "subject_share": 0 <= self.subject_share <= (1 if self.fact_token == "subject_last" else 0),
             "neuron_threshold": 0 < self.neuron_threshold <= 1,
             "max_passes": self.max_passes >= 1,
             "write_layers": self.write_layers in ("all", "ends"),
@@ -121,6 +125,11 @@ class Hyperparameters:
     def z_layer(self) -> int:
         """The layer after which z is taken: the last rewrite layer."""
         return self.layers[-1]
+
+    @property
+    def one_z_per_subject(self) -> bool:
+        """Whether the corrections of one subject share a key, and so a z."""
+        return self.joint_values and self.fact_token == "subject_last"
 
     @property
     def written_layers(self) -> tuple[int, ...]:
@@ -143,7 +152,9 @@ class Hyperparameters:
             "hold_factor",
         )
         # what is off is left out, so that the z's of before it was known are found again
-        later = {"v_patience": self.v_patience} if self.v_patience else {}
+        later: dict[str, Any] = {"v_patience": self.v_patience} if self.v_patience else {}
+        if self.fact_token != "subject_last":
+            later["fact_token"] = self.fact_token
         return {"z_layer": self.z_layer} | {name: getattr(self, name) for name in names} | later
 
 
@@ -207,12 +218,10 @@ def hyperparameters_of(
     """
     if "layers" not in data:
         raise HyperparameterError(f"{where} has no `layers`: name the rewrite layers")
-    if data.get("fact_token", "subject_last") != "subject_last":
-        raise HyperparameterError(f"{where}: fact_token {data['fact_token']!r} is not supported: use subject_last")
     known = {f.name: getattr(f.type, "__name__", str(f.type)) for f in fields(Hyperparameters) if f.name != "own"}
     values = {key: value for key, value in data.items() if key in known}
     special = {key: value for key, value in data.items() if key in own and key not in known}
-    used = set(values) | set(special) | {"fact_token"}
+    used = set(values) | set(special)
     try:
         if "max_iterations" in data and "max_passes" not in data:
             values["max_passes"] = max(1, int(data["max_iterations"]) - 1)
@@ -291,6 +300,6 @@ def _differences_of_nse(data: Mapping[str, Any], settings: Hyperparameters) -> l
         told.append(
             "neuron_threshold: the chosen neurons reach that share here, there they stop short of it by one neuron"
         )
-    if settings.joint_values:
+    if settings.one_z_per_subject:
         told.append("joint_values: the corrections of one subject get their z's together here, there one by one")
     return told

@@ -1,4 +1,4 @@
-"""Keys: what an MLP's output projection reads at a subject's last token, and the hidden state there.
+"""Keys: what an MLP's output projection reads where a fact is written, and the hidden state there.
 
 Both are measured under whatever weights are in force. A key is averaged over context templates, group by group, as MEMIT does.
 """
@@ -20,7 +20,7 @@ from nse.trace import capture_inputs, capture_outputs, stopped_after
 
 @dataclass(frozen=True, slots=True)
 class Measurement:
-    """What was measured at the subjects' last tokens, facts as columns, float64.
+    """What was measured where facts are written, facts as columns, float64.
 
     Attributes:
         keys: (d_mlp, n) by layer.
@@ -42,8 +42,9 @@ def measure(
     key_layers: Sequence[int],
     hidden_layer: int,
     subject_share: float = 0.0,
+    fact_token: str = "subject_last",
 ) -> Measurement:
-    """Measures keys and hidden states of `requests` at their subjects' last tokens.
+    """Measures keys and hidden states of `requests` where they are written.
 
     Args:
         editable: The model, with the weights in force that shall be measured.
@@ -52,6 +53,7 @@ def measure(
         key_layers: Layers whose keys are wanted.
         hidden_layer: Layer after which the hidden state is taken, in the bare prompt.
         subject_share: Share of a key that is measured on the subject alone in each context, without its prompt.
+        fact_token: Where they are written, as in `Hyperparameters`.
 
     References:
         ROME (arXiv 2202.05262), equation 3: the key is the mean over k(x_j + s), a context and the subject. The published code
@@ -60,7 +62,7 @@ def measure(
     Raises:
         TokenError: If a subject has no token.
     """
-    texts = _texts(editable, requests, contexts, subject_share)
+    texts = _texts(editable, requests, contexts, subject_share, fact_token)
     read = _at_the_end(editable, texts.distinct, key_layers, hidden_layer)
     at = texts.places
     return Measurement(
@@ -78,6 +80,7 @@ def key_spread(
     *,
     layers: Sequence[int],
     subject_share: float = 0.0,
+    fact_token: str = "subject_last",
 ) -> dict[int, torch.Tensor]:
     """How the key of each fact differs from context to context: what its mean, which is written, says nothing of.
 
@@ -90,11 +93,12 @@ def key_spread(
         contexts: As in `measure`.
         layers: Layers whose keys are wanted.
         subject_share: As in `measure`.
+        fact_token: As in `measure`.
 
     Returns:
         By layer (d_mlp, m) float64 on the CPU: each key less its fact's mean key, times the root of its share of that mean.
     """
-    texts = _texts(editable, facts, contexts, subject_share)
+    texts = _texts(editable, facts, contexts, subject_share, fact_token)
     at = torch.tensor(list(dict.fromkeys(map(tuple, texts.places[:, :-1].tolist()))))
     read, found = _at_the_end(editable, texts.distinct, layers, max(layers)), {}
     for layer in layers:
@@ -109,7 +113,7 @@ class _Texts:
     """What is read to measure keys.
 
     Attributes:
-        distinct: Tokens of each text up to the subject's last one: what follows it changes nothing there.
+        distinct: Tokens of each text up to where its fact is written: what follows changes nothing there.
         places: (facts, texts + 1): where the texts of each fact are among `distinct`, its bare prompt last.
         shares: (texts,) float64: what each text counts in a fact's key.
     """
@@ -120,7 +124,11 @@ class _Texts:
 
 
 def _texts(
-    editable: EditableModel, facts: Sequence[EditRequest | HeldFact], contexts: ContextTemplates, subject_share: float
+    editable: EditableModel,
+    facts: Sequence[EditRequest | HeldFact],
+    contexts: ContextTemplates,
+    subject_share: float,
+    fact_token: str,
 ) -> _Texts:
     templates = [c for group in contexts for c in group]
     weights = [1.0 / (len(contexts) * len(group)) for group in contexts for _ in group]
@@ -131,8 +139,8 @@ def _texts(
         texts = [within(c, fact.prompt_template) for c in templates]
         texts += [*(templates if subject_share else []), fact.prompt_template]
         for text in texts:
-            prompt = tokenize_template(editable.tokenizer, text, fact.subject)
-            wanted.append(rows.setdefault(prompt.ids[: prompt.subject_last + 1], len(rows)))
+            prompt = tokenize_template(editable.tokenizer, text, fact.subject, fact_token=fact_token)
+            wanted.append(rows.setdefault(prompt.ids[: prompt.fact_token + 1], len(rows)))
     places = torch.tensor(wanted).view(len(facts), -1)
     return _Texts(list(rows), places, torch.tensor(shares, dtype=torch.float64))
 

@@ -1,4 +1,4 @@
-"""The objective of z and its minimisation: one delta per subject at the subject's last token, under the weights in force.
+"""The objective of z and its minimisation: one delta per subject, or per fact, where it is written, under the weights in force.
 
 The only place where z is computed. It caches nothing and changes no weight; `nse.values` puts the base weights in force.
 """
@@ -33,6 +33,8 @@ def texts_of(
 ) -> list[Text]:
     """All texts of one subject: its corrections in every context of z's, "{subject} is a", and the facts to hold.
 
+    The last two are left out where a fact is written at its prompt's last token: its delta is no part of them.
+
     Raises:
         TokenError: If a text cannot be tokenised, or a target has a token that the model cannot produce.
     """
@@ -42,7 +44,13 @@ def texts_of(
     for member, request in enumerate(members):
         for template in templates:
             text = within(template, request.prompt_template)
-            prompt = tokenize_template(editable.tokenizer, text, request.subject, target=request.target_new)
+            prompt = tokenize_template(
+                editable.tokenizer,
+                text,
+                request.subject,
+                target=request.target_new,
+                fact_token=hyperparameters.fact_token,
+            )
             if max(prompt.target_ids) >= editable.vocabulary:
                 raise TokenError(
                     f"target {request.target_new!r} has a token beyond the model's {editable.vocabulary}: "
@@ -50,8 +58,10 @@ def texts_of(
                 )
             share = 1 / (len(members) * len(templates) * len(prompt.target_ids))
             texts.append(Text(prompt, _before_target(prompt), share, kept=False, member=member))
+    if hyperparameters.fact_token == "last":
+        return texts
     essence = tokenize_template(editable.tokenizer, KL_TEMPLATE, members[0].subject)
-    at = essence.subject_last
+    at = essence.fact_token
     texts.append(Text(essence, range(at, at + 1), hyperparameters.kl_factor, kept=True))
     for fact in group.held:
         prompt = tokenize_template(editable.tokenizer, fact.prompt_template, fact.subject, target=fact.object)
@@ -73,7 +83,7 @@ def compute_z(
     held: Sequence[HeldFact] = (),
 ) -> torch.Tensor:
     """z (n, d_model) float32 on the CPU of all `requests` in one batch, under the weights that the model holds."""
-    groups = by_subject(requests, held, joint=hyperparameters.joint_values)
+    groups = by_subject(requests, held, joint=hyperparameters.one_z_per_subject)
     texts = [texts_of(editable, requests, group, contexts, hyperparameters) for group in groups]
     z = torch.zeros(len(requests), int(editable.model.config.hidden_size))
     for group, found in zip(groups, minimise(editable, texts, hyperparameters), strict=True):
@@ -94,7 +104,7 @@ def minimise(
     "{subject} is a", + hold_factor * the mean KL at its held facts, + v_weight_decay * |delta| / |h|^2, projected to |delta| <=
     clamp_norm_factor * |h| after each step; |h| is the mean over the corrections. A delta is done when its loss is below
     `v_loss_target`, or when its targets have been the most probable tokens for more than `v_patience` steps on end, if that is
-    set. Only the layers above z's are run, and only the tokens from the subject's last one on: the others do not depend on
+    set. Only the layers above z's are run, and only the tokens from where it is written on: the others do not depend on
     delta. Gradients are summed over batches of texts of like length, so the memory that a step needs does not depend on how
     many subjects there are.
 
@@ -167,7 +177,7 @@ def _prepared(
     for place, (subject, text) in enumerate(flat):
         if text.member >= 0:
             first.setdefault((subject, text.member), place)
-    order = sorted(range(len(flat)), key=lambda i: (flat[i][1].after, flat[i][1].prompt.subject_last))
+    order = sorted(range(len(flat)), key=lambda i: (flat[i][1].after, flat[i][1].prompt.fact_token))
     hidden: dict[int, torch.Tensor] = {}
     batches = []
     for part in _parts(editable, [flat[i][1] for i in order], z_layer, memory):

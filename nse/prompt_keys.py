@@ -1,4 +1,4 @@
-"""Prompt keys: what an output projection reads at the tokens of facts' own prompts that are no subject's last one.
+"""Prompt keys: what an output projection reads at the tokens of facts' own prompts where no fact is written.
 
 An update that tells like subjects apart is large, and it acts on every token, also on those that the questions about the
 subjects are made of. Kept out of its way, z says what it was made to say. Which weight they get is the settings' matter.
@@ -26,9 +26,15 @@ def around(
 
 @torch.no_grad()
 def prompt_keys(
-    editable: EditableModel, facts: Iterable[EditRequest | HeldFact], *, layers: Sequence[int]
+    editable: EditableModel,
+    facts: Iterable[EditRequest | HeldFact],
+    *,
+    layers: Sequence[int],
+    fact_token: str = "subject_last",
 ) -> dict[int, torch.Tensor]:
-    """Measures the keys of `facts`' prompts without their subjects' last tokens, under the weights in force.
+    """Measures the keys of `facts`' prompts without the tokens where they are written, under the weights in force.
+
+    A held fact is written nowhere; at its subject's last token, though, it has the key of the corrections of that subject.
 
     Prompts stand alone, without contexts: those are text such as C0 is made of. Where several prompts begin alike, what they
     share counts once.
@@ -37,6 +43,7 @@ def prompt_keys(
         editable: The model, with the weights in force that shall be measured.
         facts: Whose prompts, up to their objects.
         layers: Layers whose keys are wanted, at least one.
+        fact_token: Where corrections are written, as in `Hyperparameters`.
 
     Returns:
         By layer (d_mlp, m) float64 on the CPU, in the order in which the prompts say them.
@@ -44,9 +51,16 @@ def prompt_keys(
     Raises:
         TokenError: If a subject has no token, or a prompt is too long.
     """
-    prompts = [tokenize_template(editable.tokenizer, fact.prompt_template, fact.subject) for fact in facts]
-    prompts = list(dict.fromkeys(prompts))
-    written = {p.ids[: p.subject_last + 1] for p in prompts}
+    found_in = [
+        (fact, tokenize_template(editable.tokenizer, fact.prompt_template, fact.subject, fact_token=fact_token))
+        for fact in facts
+    ]
+    prompts = list(dict.fromkeys(prompt for _, prompt in found_in))
+    written = {
+        prompt.ids[: prompt.fact_token + 1]
+        for fact, prompt in found_in
+        if fact_token == "subject_last" or not isinstance(fact, HeldFact)
+    }
     first: dict[tuple[int, ...], tuple[int, int]] = {}  # a token with all that stands before it, where it is found
     for row, prompt in enumerate(prompts):
         for at in range(len(prompt.ids)):

@@ -19,7 +19,7 @@ from nse.postnorm import change_before_norm
 from nse.prompt_keys import around, prompt_keys
 from nse.request import EditRequest
 from nse.spectrum import Dominant, dominant
-from nse.subjects import companions, subject_key
+from nse.subjects import companions, fact_key, subject_key
 from nse.writing import Columns, check_round, in_force, timed, values_of
 
 
@@ -71,7 +71,7 @@ def edit_round(
     """Writes a round by a method's policy; see `nse.editors.base.Editor.edit`."""
     hp, seconds = context.hyperparameters, defaultdict[str, float](float)
     check_round(editable, requests, context)
-    facts = [*requests, *(companions(requests, context.earlier) if hp.joint_values else ())]
+    facts = [*requests, *(companions(requests, context.earlier) if hp.one_z_per_subject else ())]
     with in_force(editable, context, hp.written_layers) as columns:
         with timed(seconds, "values"):
             # the weights of a first round are the base weights, so that its z's are in the cache for every method
@@ -167,6 +167,7 @@ class _Round:
                 key_layers=tuple(self.columns),
                 hidden_layer=hidden_layer,
                 subject_share=self.hp.subject_share,
+                fact_token=self.hp.fact_token,
             )
 
     def _distances(self, state: Measurement) -> torch.Tensor:
@@ -215,10 +216,11 @@ class _Round:
         return left[:, column] * share, right[column], [f for own in owners for f in own]
 
     def _past(self, layer: int, written: torch.Tensor) -> PastKeys:
-        """K_p: keys of every fact in the active deltas, the latest of each, less those of subjects written now."""
+        """K_p: keys of every fact in the active deltas, the latest of each, less those that are written now to another z."""
         name = self.columns[layer].name
-        now = {subject_key(self.facts[i]) for i in written.tolist()} if self.hp.joint_values else set()
-        again = {r.case_id for r in self.context.earlier if subject_key(r) in now}
+        about = subject_key if self.hp.one_z_per_subject else fact_key
+        now = {about(self.facts[i]) for i in written.tolist()} if self.hp.joint_values else set()
+        again = {r.case_id for r in self.context.earlier if about(r) in now}
         previous = self.context.previous if self.policy.earlier_keys else ()
         deltas = [delta for delta in previous if name in delta.layers]
         cases = [case for delta in deltas for case in delta.case_ids]
@@ -238,11 +240,16 @@ class _Round:
         with timed(self.seconds, "keys"):
             facts = around(self.facts, self.context.earlier, self.context.held)
             if weight := hp.prompt_keys_weight:
-                for layer, keys in prompt_keys(self.editable, facts, layers=layers).items():
+                for layer, keys in prompt_keys(self.editable, facts, layers=layers, fact_token=hp.fact_token).items():
                     found[layer].append(keys * weight**0.5)
             if weight := hp.context_spread_weight:
                 spread = key_spread(
-                    self.editable, facts, self.context.contexts, layers=layers, subject_share=hp.subject_share
+                    self.editable,
+                    facts,
+                    self.context.contexts,
+                    layers=layers,
+                    subject_share=hp.subject_share,
+                    fact_token=hp.fact_token,
                 )
                 for layer, keys in spread.items():
                     found[layer].append(keys * weight**0.5)

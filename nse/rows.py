@@ -42,7 +42,7 @@ class Text:
     @property
     def after(self) -> int:
         """How many tokens depend on delta."""
-        return len(self.ids) - self.prompt.subject_last
+        return len(self.ids) - self.prompt.fact_token
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +132,7 @@ def rows_of(editable: EditableModel, texts: Sequence[Text], subjects: Sequence[i
     cache = DynamicCache()  # without the model's configuration: layers with a window keep every position too
     with capture_outputs({"h": editable.block(z_layer)}) as seen:
         editable.model.base_model(input_ids=batch.ids, attention_mask=batch.mask, past_key_values=cache, use_cache=True)
-    start = torch.tensor([t.prompt.subject_last for t in texts], device=device)
+    start = torch.tensor([t.prompt.fact_token for t in texts], device=device)
     before = int(start.max())
     # aligned to the right: a sliding window counts places in the cache, so no gap may stand between a row's past and its rest
     slots = (
@@ -151,7 +151,7 @@ def rows_of(editable: EditableModel, texts: Sequence[Text], subjects: Sequence[i
         past=tuple((_at(keys, slots), _at(values, slots)) for keys, values in _kept(cache)),
         subject=torch.tensor(subjects, device=device),
         row=torch.tensor([row for row, _ in scored], device=device),
-        column=torch.tensor([at - texts[row].prompt.subject_last for row, at in scored], device=device),
+        column=torch.tensor([at - texts[row].prompt.fact_token for row, at in scored], device=device),
         token=torch.tensor(following, device=device),
         weight=torch.tensor([texts[row].weight for row, _ in scored], device=device),
         kept=torch.tensor([texts[row].kept for row, _ in scored], device=device),

@@ -1,4 +1,4 @@
-"""From text to tokens: the one rule for spaces, BOS and the subject's last token, in editing and scoring alike.
+"""From text to tokens: the one rule for spaces, BOS and the token of a fact, in editing and scoring alike.
 
 The rule: special tokens are the tokenizer's own choice, less an EOS at the end; one space joins prompt and target unless
 either brings its own; places are found by character offsets, never by re-tokenised prefixes.
@@ -18,12 +18,12 @@ class TokenizedPrompt:
     Attributes:
         ids: Token ids of prompt and target together.
         prompt_length: Number of ids that belong to the prompt (BOS included); the rest is the target.
-        subject_last: Index of the subject's last token, -1 if no subject was given.
+        fact_token: Index of the token where a fact is written, -1 if no place was given.
     """
 
     ids: tuple[int, ...]
     prompt_length: int
-    subject_last: int = -1
+    fact_token: int = -1
 
     @property
     def target_ids(self) -> tuple[int, ...]:
@@ -37,15 +37,15 @@ def join(prompt: str, target: str) -> str:
 
 
 def tokenize(
-    tokenizer: PreTrainedTokenizerBase, prompt: str, *, target: str = "", subject_span: tuple[int, int] | None = None
+    tokenizer: PreTrainedTokenizerBase, prompt: str, *, target: str = "", span: tuple[int, int] | None = None
 ) -> TokenizedPrompt:
-    """Tokenises prompt and target in one go and finds the target and the subject by character offsets.
+    """Tokenises prompt and target in one go and finds the target and the fact's token by character offsets.
 
     Args:
         tokenizer: A fast tokenizer.
         prompt: Text up to where the target begins.
         target: Text of the target, empty for none.
-        subject_span: Character positions (start, end) of the subject in `prompt`.
+        span: Character positions (start, end) in `prompt` of what ends with the fact's token, as its subject.
 
     Raises:
         TokenError: If the tokenizer has no offsets, the subject has no token, or a part of the target is unknown to it.
@@ -67,8 +67,8 @@ def tokenize(
     if tokenizer.unk_token_id is not None and tokenizer.unk_token_id in ids[length:]:
         raise TokenError(f"target {target!r} holds characters the tokenizer does not know: the model cannot produce it")
     last = -1
-    if subject_span is not None:
-        start, end = subject_span
+    if span is not None:
+        start, end = span
         inside = [i for i in own if offsets[i][0] < end and offsets[i][1] > start and offsets[i][1] <= len(prompt)]
         if not inside:
             raise TokenError(f"subject {prompt[start:end]!r} has no token in {prompt!r}: check the subject's spelling")
@@ -77,10 +77,28 @@ def tokenize(
 
 
 def tokenize_template(
-    tokenizer: PreTrainedTokenizerBase, template: str, subject: str, *, target: str = ""
+    tokenizer: PreTrainedTokenizerBase,
+    template: str,
+    subject: str,
+    *,
+    target: str = "",
+    fact_token: str = "subject_last",
 ) -> TokenizedPrompt:
-    """Puts `subject` into the one `{}` of `template` and tokenises; the subject's place is that of the `{}`."""
+    """Puts `subject` into the one `{}` of `template` and tokenises.
+
+    Args:
+        tokenizer: A fast tokenizer.
+        template: Text with one `{}`, up to where the target begins.
+        subject: What takes the place of the `{}`.
+        target: Text of the target, empty for none.
+        fact_token: "subject_last", the last token of what stands for `{}`, or "last", that of the prompt, white space aside.
+
+    Raises:
+        TokenError: As `tokenize`.
+    """
     start = template.index("{}")
     prompt = template[:start] + subject + template[start + 2 :]
+    if fact_token == "last":
+        return tokenize(tokenizer, prompt, target=target, span=(0, len(prompt.rstrip())))
     left = len(subject) - len(subject.lstrip())
-    return tokenize(tokenizer, prompt, target=target, subject_span=(start + left, start + len(subject.rstrip())))
+    return tokenize(tokenizer, prompt, target=target, span=(start + left, start + len(subject.rstrip())))

@@ -92,7 +92,7 @@ def values_for(
     Raises:
         TokenError: If a prompt cannot be tokenised or is too long.
     """
-    groups = by_subject(requests, held, joint=hyperparameters.joint_values)
+    groups = by_subject(requests, held, joint=hyperparameters.one_z_per_subject)
     keys = [value_keys(editable, requests, group, contexts, hyperparameters) for group in groups]
     found: dict[int, torch.Tensor] = {}
     missing: list[int] = []

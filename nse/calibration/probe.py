@@ -95,7 +95,7 @@ def in_place(
         chosen = [questions[i] for i in group]
         batch = pad(editable, [q.tokens.ids for q in chosen])
         states = z[[q.case for q in chosen]]
-        with _replaced(block, [q.tokens.subject_last for q in chosen], states):
+        with _replaced(block, [q.tokens.fact_token for q in chosen], states):
             out = editable.model.base_model(input_ids=batch.ids, attention_mask=batch.mask, use_cache=False)
         for row, question in enumerate(chosen):
             target = torch.tensor(question.tokens.target_ids, device=editable.device)
@@ -127,7 +127,7 @@ def _questions(editable: EditableModel, case: Case, index: int) -> Iterator[_Que
 
 def _at_subject(editable: EditableModel, probe: Probe, subject: str) -> TokenizedPrompt:
     start = probe.prompt.index(subject)
-    return tokenize(editable.tokenizer, probe.prompt, target=probe.expected, subject_span=(start, start + len(subject)))
+    return tokenize(editable.tokenizer, probe.prompt, target=probe.expected, span=(start, start + len(subject)))
 
 
 @contextmanager

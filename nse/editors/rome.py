@@ -57,7 +57,14 @@ class Rome:
 
         def seen(facts: Sequence[EditRequest]) -> Measurement:
             with timed(seconds, "keys"):
-                return measure(editable, facts, context.contexts, key_layers=(layer,), hidden_layer=layer)
+                return measure(
+                    editable,
+                    facts,
+                    context.contexts,
+                    key_layers=(layer,),
+                    hidden_layer=layer,
+                    fact_token=settings.fact_token,
+                )
 
         with in_force(editable, context, (layer,)) as columns:
             values, before = [], []

@@ -25,10 +25,11 @@ def ids_of(editable: EditableModel, text: str) -> list[int]:
     return list(editable.tokenizer(text)["input_ids"])
 
 
-def wrapped(context: str, request: EditRequest) -> tuple[str, int]:
-    """The prompt inside a context, and where its subject ends in it."""
+def wrapped(context: str, request: EditRequest, fact_token: str = "subject_last") -> tuple[str, int]:
+    """The prompt inside a context, and where in it what ends with the fact's token does."""
     before = context.split("{}")[0] + request.prompt_template.split("{}")[0] + request.subject
-    return context.replace("{}", request.prompt_template).replace("{}", request.subject), len(before)
+    text = context.replace("{}", request.prompt_template).replace("{}", request.subject)
+    return text, len(before) if fact_token == "subject_last" else len(text)
 
 
 def subject_last(editable: EditableModel, text: str, end: int) -> int:
@@ -81,7 +82,7 @@ def compute_z(
     """z of one fact under the weights that the model holds."""
     hp, model = hyperparameters, editable.model
     block = editable.block(hp.z_layer)
-    texts = [wrapped(context, request) for group in contexts for context in group]
+    texts = [wrapped(context, request, hp.fact_token) for group in contexts for context in group]
     kl_text = f"{request.subject} is a"
     kl_ids, kl_at = ids_of(editable, kl_text), subject_last(editable, kl_text, len(request.subject))
     h = hidden_at(editable, model, texts[0], hp.z_layer).float()
@@ -94,6 +95,8 @@ def compute_z(
             with output_shifted(block, subject_last(editable, text, end), delta):
                 score, count = target_score(editable, text, request.target_new)
             losses.append(-score / count)
+        if hp.fact_token == "last":
+            return torch.stack(losses).mean()
         with output_shifted(block, kl_at, delta):
             logs = log_probabilities(model, kl_ids)[kl_at]
         return torch.stack(losses).mean() + hp.kl_factor * (reference.exp() * (reference - logs)).sum()
@@ -184,11 +187,12 @@ def key_of(
     contexts: Contexts,
     layer: int,
     subject_share: float = 0.0,
+    fact_token: str = "subject_last",
 ) -> torch.Tensor:
     """Mean over groups of the mean within each group, a share of it measured on the subject without its prompt."""
 
     def mean(fact: EditRequest) -> torch.Tensor:
-        groups = [[key_at(editable, model, wrapped(c, fact), layer) for c in group] for group in contexts]
+        groups = [[key_at(editable, model, wrapped(c, fact, fact_token), layer) for c in group] for group in contexts]
         return torch.stack([torch.stack(group).mean(dim=0) for group in groups]).mean(dim=0)
 
     if not subject_share:
@@ -225,10 +229,12 @@ def nse_round(
         return editable.canonical(model.get_parameter(editable.parameter_name(layer)).data)
 
     def residual(fact: int) -> torch.Tensor:
-        return z[fact].double() - hidden_at(editable, model, wrapped("{}", requests[fact]), hp.z_layer).double()
+        text = wrapped("{}", requests[fact], hp.fact_token)
+        return z[fact].double() - hidden_at(editable, model, text, hp.z_layer).double()
 
     def keys(facts: Sequence[int], layer: int) -> torch.Tensor:
-        columns = [key_of(editable, model, requests[f], contexts, layer, hp.subject_share) for f in facts]
+        shared = hp.subject_share, hp.fact_token
+        columns = [key_of(editable, model, requests[f], contexts, layer, *shared) for f in facts]
         return torch.stack(columns, dim=1) if columns else torch.zeros(weight(layer).shape[1], 0, dtype=torch.float64)
 
     for layer, update in earlier_updates.items():

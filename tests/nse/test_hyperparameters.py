@@ -133,7 +133,8 @@ def test_numbers_of_the_other_kind_become_the_right_kind(tmp_path) -> None:
         ({"v_patience": -1}, "v_patience = -1 is out of range"),
         ({"max_iterations": "many"}, "a value has the wrong type"),
         ({"max_iterations": None}, "a value has the wrong type"),
-        ({"fact_token": "last"}, "fact_token 'last' is not supported"),
+        ({"fact_token": "first"}, "fact_token = 'first' is out of range"),
+        ({"fact_token": "last", "subject_share": 0.5}, "subject_share = 0.5 is out of range"),
     ],
 )
 def test_a_bad_value_is_named_with_its_file(tmp_path, change, message) -> None:

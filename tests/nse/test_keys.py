@@ -11,13 +11,14 @@ from tests.nse import oracle
 from tests.nse.conftest import CONTEXTS
 
 
-def test_keys_are_means_of_means_and_hidden_states_those_of_the_bare_prompt(precise, requests) -> None:
-    seen = measure(precise, requests, CONTEXTS, key_layers=(1, 2), hidden_layer=2)
+@pytest.mark.parametrize("fact_token", ["subject_last", "last"])
+def test_keys_are_means_of_means_and_hidden_states_those_of_the_bare_prompt(precise, requests, fact_token) -> None:
+    seen = measure(precise, requests, CONTEXTS, key_layers=(1, 2), hidden_layer=2, fact_token=fact_token)
     for i, request in enumerate(requests):
         for layer in (1, 2):
-            expected = oracle.key_of(precise, precise.model, request, CONTEXTS, layer)
+            expected = oracle.key_of(precise, precise.model, request, CONTEXTS, layer, fact_token=fact_token)
             torch.testing.assert_close(seen.keys[layer][:, i], expected, rtol=1e-9, atol=1e-10)
-        hidden = oracle.hidden_at(precise, precise.model, oracle.wrapped("{}", request), 2)
+        hidden = oracle.hidden_at(precise, precise.model, oracle.wrapped("{}", request, fact_token), 2)
         torch.testing.assert_close(seen.hidden[:, i], hidden, rtol=1e-9, atol=1e-10)
 
 

@@ -20,23 +20,25 @@ BEFORE = EditRequest("2", "Boris Lind", "The home of {} is in", "Rome")
 
 
 @torch.no_grad()
-def one_by_one(editable, facts, layer: int) -> dict[tuple[int, ...], torch.Tensor]:
-    """The key of each token but a subject's last one, by the text up to it."""
+def one_by_one(editable, facts, layer: int, fact_token: str = "subject_last") -> dict[tuple[int, ...], torch.Tensor]:
+    """The key of each token where no fact is written, by the text up to it."""
     found, written = {}, set()
     for each in facts:
-        prompt = tokenize_template(editable.tokenizer, each.prompt_template, each.subject)
+        prompt = tokenize_template(editable.tokenizer, each.prompt_template, each.subject, fact_token=fact_token)
         with capture_inputs({0: editable.projection(layer)}) as seen:
             editable.model(input_ids=torch.tensor([prompt.ids]))
-        written.add(prompt.ids[: prompt.subject_last + 1])
+        if fact_token == "subject_last" or each is not HELD:
+            written.add(prompt.ids[: prompt.fact_token + 1])
         found |= {prompt.ids[: at + 1]: seen[0][0, at].double() for at in range(len(prompt.ids))}
     return {text: key for text, key in found.items() if text not in written}
 
 
-def test_each_token_but_the_subjects_last_is_measured_once(precise) -> None:
+@pytest.mark.parametrize("fact_token", ["subject_last", "last"])
+def test_each_token_where_no_fact_is_written_is_measured_once(precise, fact_token) -> None:
     facts = [ANNA, HELD, BEFORE, ANNA]
-    found = prompt_keys(precise, facts, layers=(1, 2))
+    found = prompt_keys(precise, facts, layers=(1, 2), fact_token=fact_token)
     for layer in (1, 2):
-        expected = one_by_one(precise, facts, layer)
+        expected = one_by_one(precise, facts, layer, fact_token)
         assert found[layer].dtype == torch.float64
         assert found[layer].shape[1] == len(expected)
         apart = torch.stack(list(expected.values()))[:, None] - found[layer].T[None]

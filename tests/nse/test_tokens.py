@@ -60,7 +60,16 @@ def subject_text(tokenizer, ids: tuple[int, ...], last: int) -> str:
 def test_the_subjects_last_token_ends_where_the_subject_ends(tokenizer, template, subject) -> None:
     prompt = tokenize_template(tokenizer, template, subject)
     expected = template[: template.index("{}")] + subject.rstrip()
-    assert subject_text(tokenizer, prompt.ids, prompt.subject_last) == expected
+    assert subject_text(tokenizer, prompt.ids, prompt.fact_token) == expected
+
+
+@pytest.mark.parametrize(("template", "subject"), CASES.values(), ids=CASES)
+@pytest.mark.parametrize("end", ["", " "])
+@pytest.mark.parametrize("target", ["", TARGETS[0]])
+def test_the_prompts_last_token_ends_where_its_text_does(tokenizer, template, subject, end, target) -> None:
+    prompt = tokenize_template(tokenizer, template + end, subject, target=target, fact_token="last")
+    expected = template.replace("{}", subject).rstrip()
+    assert subject_text(tokenizer, prompt.ids, prompt.fact_token) == expected
 
 
 @pytest.mark.parametrize(("template", "subject"), CASES.values(), ids=CASES)
@@ -69,7 +78,7 @@ def test_prompt_and_target_part_where_the_prompt_ends(tokenizer, layout, templat
     alone = tokenize_template(tokenizer, template, subject)
     both = tokenize_template(tokenizer, template, subject, target=target)
     assert both.ids[: both.prompt_length] == alone.ids
-    assert both.subject_last == alone.subject_last
+    assert both.fact_token == alone.fact_token
     assert tokenizer.decode(list(both.target_ids)) == f" {target}"
     assert len(alone.ids) == alone.prompt_length
     assert (alone.ids[0] == tokenizer.bos_token_id) == (layout in ("bos", "both"))
@@ -117,7 +126,7 @@ def test_a_space_in_front_of_the_target_or_after_the_prompt_changes_no_token(tok
 
 def test_a_space_token_after_the_subject_is_not_its_own(tokenizer) -> None:
     prompt = tokenize_template(tokenizer, "{}  lives", "Anna Berg")
-    assert subject_text(tokenizer, prompt.ids, prompt.subject_last) == "Anna Berg"
+    assert subject_text(tokenizer, prompt.ids, prompt.fact_token) == "Anna Berg"
 
 
 def test_a_target_that_the_tokenizer_does_not_know_is_refused() -> None:
@@ -230,7 +239,7 @@ def plain(text: str) -> str:
 def test_tokenizers_of_other_kinds_find_the_end_of_the_subject(other, template, subject) -> None:
     prompt = tokenize_template(other, template, subject)
     expected = template[: template.index("{}")] + subject.rstrip()
-    assert plain(subject_text(other, prompt.ids, prompt.subject_last)) == plain(expected)
+    assert plain(subject_text(other, prompt.ids, prompt.fact_token)) == plain(expected)
 
 
 @pytest.mark.parametrize(("template", "subject"), CASES.values(), ids=CASES)
@@ -239,7 +248,7 @@ def test_tokenizers_of_other_kinds_part_prompt_and_target(other, template, subje
     alone = tokenize_template(other, template, subject)
     both = tokenize_template(other, template, subject, target=target)
     assert both.ids[: both.prompt_length] == alone.ids
-    assert both.subject_last == alone.subject_last
+    assert both.fact_token == alone.fact_token
     assert plain(other.decode(list(both.target_ids))) == target
 
 
@@ -247,14 +256,14 @@ def test_tokenizers_of_other_kinds_part_prompt_and_target(other, template, subje
 def test_the_subject_of_the_prompt_and_not_its_double_is_found(other, subject) -> None:
     template = f"{subject}, {subject} and {{}} met {subject} in"
     prompt = tokenize_template(other, template, subject)
-    told = subject_text(other, prompt.ids, prompt.subject_last)
+    told = subject_text(other, prompt.ids, prompt.fact_token)
     assert plain(told) == f"{subject}, {subject} and {subject}"
 
 
 def test_a_character_of_several_tokens_ends_with_the_last_of_them(others) -> None:
     tokenizer = others["byte fallback", "$A"]
     prompt = tokenize_template(tokenizer, "{} is here", "Ж")
-    assert [tokenizer.convert_ids_to_tokens(i) for i in prompt.ids[: prompt.subject_last + 1]][-2:] == [
+    assert [tokenizer.convert_ids_to_tokens(i) for i in prompt.ids[: prompt.fact_token + 1]][-2:] == [
         "<0xD0>",
         "<0x96>",
     ]

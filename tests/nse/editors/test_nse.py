@@ -54,8 +54,10 @@ def oracle_round(editable, requests, context, values):
     )
 
 
+@pytest.mark.parametrize("fact_token", ["subject_last", "last"])
 @pytest.mark.parametrize("threshold", [1.0, 0.7], ids=["all neurons", "some neurons"])
-def test_a_round_on_top_of_another_agrees_with_the_oracle(precise, context, threshold) -> None:
+def test_a_round_on_top_of_another_agrees_with_the_oracle(precise, context, threshold, fact_token) -> None:
+    context = replace(context, hyperparameters=replace(context.hyperparameters, fact_token=fact_token))
     _, context, requests = second_round(precise, context)
     hp = replace(context.hyperparameters, neuron_threshold=threshold, previous_keys_weight=3.0)
     context = replace(context, hyperparameters=hp)

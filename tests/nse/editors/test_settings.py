@@ -251,3 +251,36 @@ def test_with_the_spread_in_its_way_an_update_acts_alike_in_every_context(precis
         return float((update @ spread).norm() / (update @ layer.keys.double().T).norm())
 
     assert unlike(10.0) < 0.3 * unlike(0.0)
+
+
+def test_at_the_last_token_each_fact_of_a_subject_has_a_key_and_a_z_of_its_own(precise, context) -> None:
+    context = of(context, fact_token="last", layers=(1,), max_passes=1, mom2_update_weight=1e-6)
+    lives, works = fact(0), replace(fact(0), case_id="work", prompt_template="{} works in", relation="work")
+    together = get_editor("nse").edit(precise, [lives, works], context)
+    first = get_editor("nse").edit(precise, [lives], context)
+    assert torch.equal(together.values[0], first.values[0])
+    later = replace(context, previous=(first.delta,), earlier=(lives,))
+    second = get_editor("nse").edit(precise, [works], later)
+    assert second.delta.case_ids == ("work",)
+    assert (
+        second.delta.layers[precise.parameter_name(1)].left.shape[1] == 1
+    )  # what was written before is not written again
+    with patched(precise, compose(precise, [first.delta, second.delta])):
+        seen = measure(precise, [lives, works], CONTEXTS, key_layers=(1,), hidden_layer=1, fact_token="last")
+    aims = torch.stack([first.values[0], second.values[0]]).double().T
+    base = measure(precise, [lives, works], CONTEXTS, key_layers=(1,), hidden_layer=1, fact_token="last").hidden
+    left_over = (aims - seen.hidden).norm(dim=0) / (aims - base).norm(dim=0)
+    assert float(left_over.max()) < 0.3
+
+
+def test_at_the_last_token_a_fact_corrected_again_is_free_of_its_earlier_key(precise, context) -> None:
+    context = of(
+        context, fact_token="last", layers=(1,), max_passes=1, mom2_update_weight=1e-6, previous_keys_weight=1e6
+    )
+    first = get_editor("nse").edit(precise, [fact(0)], context).delta
+    again = replace(fact(0), case_id="again", target_new=fact(3).target_new)
+    known, unknown = (
+        get_editor("nse").edit(precise, [again], replace(context, previous=(first,), earlier=earlier)).cases[0]
+        for earlier in ((fact(0),), ())
+    )
+    assert known.residual_after < 0.5 * unknown.residual_after
