@@ -14,7 +14,8 @@ from nse.contexts import read_contexts
 from nse.editors import get_editor, read_settings
 from nse.evaluation.run import probes_of
 from nse.evaluation.suites import held_facts, read_suite
-from nse.subjects import by_subject, companions
+from nse.steps import facts_of_round
+from nse.subjects import by_subject
 from nse.values import value_keys
 
 Mode = Literal["drop", "replay"]
@@ -205,7 +206,7 @@ def _values_lacking(session: Session, state: ModelState, plan: Plan, after: Sequ
         subjects = dict.fromkeys(state.corrections[identity].fact[0] for identity in written)
         known = [identity for subject in subjects for identity in of_subject[subject] if identity in there]
         earlier = [request_of(state.corrections[identity]) for identity in known]
-        facts = [*requests, *(companions(requests, earlier) if settings.one_z_per_subject else ())]
+        facts = facts_of_round(session.editable.tokenizer, requests, earlier, settings)
         for group in by_subject(facts, held, joint=settings.one_z_per_subject):
             keys = value_keys(session.editable, facts, group, contexts, settings)
             if any(store.get(key) is None for key in keys):

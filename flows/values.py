@@ -13,7 +13,7 @@ from nse.editors import get_editor, read_settings
 from nse.evaluation.suites import held_facts, read_suite
 from nse.request import EditRequest
 from nse.statistics import SecondMoments, read_second_moments
-from nse.subjects import companions
+from nse.steps import facts_of_round
 from nse.values import ValueStore, values_for
 
 
@@ -73,7 +73,7 @@ def compute_values(
     settings = read_settings(path(method.hparams), method.name).settings
     values_for(
         session.editable,
-        [*requests, *(companions(requests, earlier) if settings.one_z_per_subject else ())],
+        facts_of_round(session.editable.tokenizer, requests, earlier, settings),
         contexts=read_contexts(path(method.contexts)),
         hyperparameters=settings,
         held=held_facts(read_suite(path(session.workspace.params.suite))),

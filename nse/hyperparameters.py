@@ -25,8 +25,9 @@ class Hyperparameters:
 
     Attributes:
         layers: Rewrite layers in ascending order; z is taken at the last.
-        fact_token: Where a fact is written: "subject_last", as in the paper, or "last", the last token of its prompt, where each
-            fact has a key and a z of its own and what z does elsewhere needs no term in its loss (`kl_factor`, `hold_factor`).
+        fact_token: Where a fact is written: "subject_last", as in the paper, or "last": the last token of its prompt and each
+            of its target but the last one, every one with a key and a z of its own (`nse.steps`). Such a z acts on no other
+            text, so that `kl_factor` and `hold_factor` mean nothing.
         v_num_grad_steps: Most Adam steps for one z.
         v_lr: Learning rate of those steps.
         v_weight_decay: Weight of |delta| / |h|^2 in the loss of z.

@@ -13,8 +13,9 @@ from nse.architecture import EditableModel
 from nse.batch import by_length, halved, pad
 from nse.contexts import ContextTemplates, within
 from nse.request import EditRequest
+from nse.steps import written_in
 from nse.subjects import HeldFact
-from nse.tokens import TokenizedPrompt, tokenize_template
+from nse.tokens import TokenizedPrompt
 from nse.trace import capture_inputs, capture_outputs, stopped_after
 
 
@@ -139,7 +140,7 @@ def _texts(
         texts = [within(c, fact.prompt_template) for c in templates]
         texts += [*(templates if subject_share else []), fact.prompt_template]
         for text in texts:
-            prompt = tokenize_template(editable.tokenizer, text, fact.subject, fact_token=fact_token)
+            prompt = written_in(editable.tokenizer, text, fact, fact_token=fact_token)
             wanted.append(rows.setdefault(prompt.ids[: prompt.fact_token + 1], len(rows)))
     places = torch.tensor(wanted).view(len(facts), -1)
     return _Texts(list(rows), places, torch.tensor(shares, dtype=torch.float64))

@@ -13,6 +13,7 @@ from nse.errors import TokenError
 from nse.hyperparameters import Hyperparameters
 from nse.request import EditRequest
 from nse.rows import Rows, Text, rows_of
+from nse.steps import step_of, written_in
 from nse.subjects import HeldFact, SubjectFacts, by_subject
 from nse.tokens import TokenizedPrompt, tokenize_template
 
@@ -33,7 +34,8 @@ def texts_of(
 ) -> list[Text]:
     """All texts of one subject: its corrections in every context of z's, "{subject} is a", and the facts to hold.
 
-    The last two are left out where a fact is written at its prompt's last token: its delta is no part of them.
+    Where a fact is written token by token (`nse.steps`), it is asked for the one token alone, and the last two are left out: its
+    delta is no part of them.
 
     Raises:
         TokenError: If a text cannot be tokenised, or a target has a token that the model cannot produce.
@@ -44,21 +46,24 @@ def texts_of(
     for member, request in enumerate(members):
         for template in templates:
             text = within(template, request.prompt_template)
-            prompt = tokenize_template(
+            prompt = written_in(
                 editable.tokenizer,
                 text,
-                request.subject,
-                target=request.target_new,
+                request,
                 fact_token=hyperparameters.fact_token,
+                target=request.target_new,
             )
             if max(prompt.target_ids) >= editable.vocabulary:
                 raise TokenError(
                     f"target {request.target_new!r} has a token beyond the model's {editable.vocabulary}: "
                     "the model cannot produce it"
                 )
-            share = 1 / (len(members) * len(templates) * len(prompt.target_ids))
-            texts.append(Text(prompt, _before_target(prompt), share, kept=False, member=member))
-    if hyperparameters.fact_token == "last":
+            scored = _before_target(prompt)
+            if at_last := hyperparameters.fact_token == "last":
+                scored = scored[step_of(request) :][:1]
+            share = 1 / (len(members) * len(templates) * len(scored))
+            texts.append(Text(prompt, scored, share, kept=False, member=member))
+    if at_last:
         return texts
     essence = tokenize_template(editable.tokenizer, KL_TEMPLATE, members[0].subject)
     at = essence.fact_token

@@ -19,7 +19,8 @@ from nse.postnorm import change_before_norm
 from nse.prompt_keys import around, prompt_keys
 from nse.request import EditRequest
 from nse.spectrum import Dominant, dominant
-from nse.subjects import companions, fact_key, subject_key
+from nse.steps import facts_of_round, further_steps
+from nse.subjects import fact_key, subject_key
 from nse.writing import Columns, check_round, in_force, timed, values_of
 
 
@@ -71,7 +72,7 @@ def edit_round(
     """Writes a round by a method's policy; see `nse.editors.base.Editor.edit`."""
     hp, seconds = context.hyperparameters, defaultdict[str, float](float)
     check_round(editable, requests, context)
-    facts = [*requests, *(companions(requests, context.earlier) if hp.one_z_per_subject else ())]
+    facts = facts_of_round(editable.tokenizer, requests, context.earlier, hp)
     with in_force(editable, context, hp.written_layers) as columns:
         with timed(seconds, "values"):
             # the weights of a first round are the base weights, so that its z's are in the cache for every method
@@ -97,8 +98,9 @@ def limited(values: torch.Tensor, limit: float) -> torch.Tensor:
 class _Round:
     """The state of one round of edits while its weights are in force in the model.
 
-    Its facts are the requests and, after them, their companions: earlier corrections of the same subjects, which are written
-    again to the z that they share with the requests. What is written for a companion belongs to the requests of its subject.
+    Its facts are the requests and, after them, what belongs to them: companions, which are earlier corrections of the same
+    subjects, written again to the z that they share with the requests and belonging to the requests of their subject; or further
+    steps, which belong to the request whose target they are of.
     """
 
     def __init__(
@@ -115,18 +117,19 @@ class _Round:
         self.editable, self.facts, self.requested, self.z = editable, facts, requested, z
         self.context, self.policy, self.columns, self.seconds = context, policy, columns, seconds
         self.hp = context.hyperparameters
-        self.owners: dict[str, list[int]] = {}  # the written requests of each subject
+        self.owners: dict[str, list[int]] = {}  # the written requests, by what belongs to them
         self.protected = {layer: self._protected(layer) for layer in columns if self.hp.protected_directions}
 
     def run(self) -> tuple[Delta, tuple[CaseReport, ...]]:
         layers = tuple(self.columns)
         state = self._measure(self.hp.z_layer)
         before = self._distances(state)
-        written = self._written(before < self.hp.upper_bound)
+        written = self._written(self._of_requests(before) < self.hp.upper_bound)
         for place in written[written < self.requested].tolist():
-            self.owners.setdefault(subject_key(self.facts[place]), []).append(place)
-        past = {layer: self._past(layer, written) for layer in layers}
-        kept = self._kept() if self.hp.prompt_keys_weight or self.hp.context_spread_weight else {}
+            self.owners.setdefault(self._owner(self.facts[place]), []).append(place)
+        now = self._corrected_again(written)
+        past = {layer: self._past(layer, now) for layer in layers}
+        kept = self._kept(now)
         open_, after = written, before
         for number in range(self.hp.max_passes):
             if open_.numel() == 0:
@@ -146,7 +149,7 @@ class _Round:
                 self.context.progress(f"pass {number + 1}", done + 1, len(layers))
             after = self._distances(state)
             open_ = written[after[written] > self.hp.alpha]
-        return self._delta(written, state), self._cases(written, before, after)
+        return self._delta(written, state), self._cases(written, self._of_requests(before), self._of_requests(after))
 
     def _protected(self, layer: int) -> Dominant:
         """The protected directions of a base weight, kept beside the factors of C0."""
@@ -175,13 +178,27 @@ class _Round:
         distances: torch.Tensor = torch.linalg.vector_norm(self.z[self.hp.z_layer] - state.hidden, dim=0)
         return distances
 
+    def _owner(self, fact: EditRequest) -> str:
+        """What a fact and the requests that it belongs to have in common."""
+        return subject_key(fact) if self.hp.one_z_per_subject else fact.case_id
+
+    def _of_requests(self, distances: torch.Tensor) -> torch.Tensor:
+        """|z - h| (requests,): of a request with further steps the largest of them all."""
+        worst = distances[: self.requested].clone()
+        if self.hp.fact_token == "last":
+            place = {request.case_id: i for i, request in enumerate(self.facts[: self.requested])}
+            own = torch.tensor([place[fact.case_id] for fact in self.facts])
+            worst = worst.scatter_reduce(0, own, distances, "amax")
+        return worst
+
     def _written(self, within_bound: torch.Tensor) -> torch.Tensor:
-        """Places of the requests below `upper_bound`, and of the companions of those."""
-        chosen = within_bound.clone()
-        subjects = {subject_key(self.facts[i]) for i in range(self.requested) if chosen[i]}
-        for i in range(self.requested, len(self.facts)):
-            chosen[i] = subject_key(self.facts[i]) in subjects
-        return chosen.nonzero().squeeze(1)
+        """Places of the requests below `upper_bound`, and of what belongs to those."""
+        chosen = {i for i in range(self.requested) if within_bound[i]}
+        owners = {self._owner(self.facts[i]) for i in chosen}
+        rest = range(self.requested, len(self.facts))
+        return torch.tensor(
+            sorted(chosen) + [i for i in rest if self._owner(self.facts[i]) in owners], dtype=torch.int64
+        )
 
     def _residual(self, layer: int, facts: torch.Tensor, state: Measurement, layers_left: int) -> torch.Tensor:
         """What the projection of `layer` shall add: all that its own z lacks, or its share of what the last layer's lacks."""
@@ -206,21 +223,26 @@ class _Round:
     def _owned(
         self, left: torch.Tensor, right: torch.Tensor, facts: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, list[int]]:
-        """The factors with every column given to a request: a companion's is shared by the requests of its subject.
+        """The factors with every column given to a request: what belongs to several is shared by them.
 
         Those may have reached their z's in an earlier pass, and be none of `facts`.
         """
-        owners = [[f] if f < self.requested else self.owners[subject_key(self.facts[f])] for f in facts.tolist()]
+        owners = [[f] if f < self.requested else self.owners[self._owner(self.facts[f])] for f in facts.tolist()]
         column = torch.tensor([i for i, own in enumerate(owners) for _ in own])
         share = torch.tensor([1 / len(own) for own in owners for _ in own], dtype=left.dtype)
         return left[:, column] * share, right[column], [f for own in owners for f in own]
 
-    def _past(self, layer: int, written: torch.Tensor) -> PastKeys:
-        """K_p: keys of every fact in the active deltas, the latest of each, less those that are written now to another z."""
-        name = self.columns[layer].name
+    def _corrected_again(self, written: torch.Tensor) -> set[str]:
+        """Earlier corrections whose keys are written now to another z."""
+        if not self.hp.joint_values:
+            return set()
         about = subject_key if self.hp.one_z_per_subject else fact_key
-        now = {about(self.facts[i]) for i in written.tolist()} if self.hp.joint_values else set()
-        again = {r.case_id for r in self.context.earlier if about(r) in now}
+        now = {about(self.facts[i]) for i in written.tolist()}
+        return {r.case_id for r in self.context.earlier if about(r) in now}
+
+    def _past(self, layer: int, again: set[str]) -> PastKeys:
+        """K_p: keys of every fact in the active deltas, the latest of each, less those of `again`."""
+        name = self.columns[layer].name
         previous = self.context.previous if self.policy.earlier_keys else ()
         deltas = [delta for delta in previous if name in delta.layers]
         cases = [case for delta in deltas for case in delta.case_ids]
@@ -230,10 +252,11 @@ class _Round:
         blocks = [delta.layers[name].keys for delta in deltas]
         return self.context.factors.past(second_moment, blocks, torch.tensor(kept, dtype=torch.bool))
 
-    def _kept(self) -> dict[int, torch.Tensor]:
+    def _kept(self, again: set[str]) -> dict[int, torch.Tensor]:
         """Keys where nothing shall change, as they are before the round, times the root of their weight.
 
-        Those of the other tokens of all prompts in play, and how the keys of the subjects differ between contexts.
+        Those of the other tokens of all prompts in play, how the keys of the subjects differ between contexts, and those of the
+        further steps of what stands, which K_p has not.
         """
         hp, layers = self.hp, tuple(self.columns)
         found: dict[int, list[torch.Tensor]] = {layer: [] for layer in layers}
@@ -253,7 +276,20 @@ class _Round:
                 )
                 for layer, keys in spread.items():
                     found[layer].append(keys * weight**0.5)
-        return {layer: torch.cat(keys, dim=1) for layer, keys in found.items()}
+            if hp.fact_token == "last" and self.policy.earlier_keys:
+                standing = {fact_key(r): r for r in self.context.earlier if r.case_id not in again}
+                if steps := further_steps(self.editable.tokenizer, standing.values()):
+                    seen = measure(
+                        self.editable,
+                        steps,
+                        self.context.contexts,
+                        key_layers=layers,
+                        hidden_layer=max(layers),
+                        fact_token=hp.fact_token,
+                    )
+                    for layer, keys in seen.keys.items():
+                        found[layer].append(keys * hp.previous_keys_weight**0.5)
+        return {layer: torch.cat(keys, dim=1) for layer, keys in found.items() if keys}
 
     def _delta(self, written: torch.Tensor, state: Measurement) -> Delta:
         requests = written[written < self.requested]

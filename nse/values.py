@@ -20,6 +20,7 @@ from nse.hyperparameters import Hyperparameters
 from nse.objective import contexts_of_values, minimise, texts_of
 from nse.patch import base_in_force
 from nse.request import EditRequest
+from nse.steps import step_of
 from nse.subjects import HeldFact, SubjectFacts, by_subject
 
 SUBJECTS_PER_BATCH = 32
@@ -52,11 +53,12 @@ def value_keys(
     hyperparameters: Hyperparameters,
 ) -> list[str]:
     """Per member of a group, the digest of everything its z depends on: base weights, tokenizer, group, contexts, settings."""
+    members = [requests[i] for i in group.members]
     common = {
         "schema": 2,
         "base": editable.base_digest,
         "tokenizer": editable.tokenizer_digest,
-        "group": [[r.subject, r.prompt_template, r.target_new] for r in (requests[i] for i in group.members)],
+        "group": [[r.subject, r.prompt_template, r.target_new, *([step_of(r)] if step_of(r) else [])] for r in members],
         "held": [[f.subject, f.prompt_template, f.object] for f in group.held],
         "contexts": contexts_of_values(contexts, hyperparameters),
         "settings": hyperparameters.value_settings(),

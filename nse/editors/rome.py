@@ -10,7 +10,7 @@ import torch
 from nse.architecture import EditableModel
 from nse.delta import Delta
 from nse.editors.base import CaseReport, EditContext, EditResult, Need, own_settings
-from nse.errors import StatisticsError
+from nse.errors import HyperparameterError, StatisticsError
 from nse.factors import Factor
 from nse.keys import Measurement, measure
 from nse.postnorm import change_before_norm
@@ -50,6 +50,8 @@ class Rome:
         """See `Editor.edit`."""
         own = own_settings(RomeSettings, context.hyperparameters.own, method=self.name)
         check_round(editable, requests, context)
+        if context.hyperparameters.fact_token != "subject_last":
+            raise HyperparameterError("rome writes at the subject's last token: leave fact_token out")
         settings = replace(context.hyperparameters, layers=context.hyperparameters.layers[:1])
         context = as_published(replace(context, hyperparameters=settings))
         layer, seconds = settings.z_layer, defaultdict[str, float](float)
@@ -57,14 +59,7 @@ class Rome:
 
         def seen(facts: Sequence[EditRequest]) -> Measurement:
             with timed(seconds, "keys"):
-                return measure(
-                    editable,
-                    facts,
-                    context.contexts,
-                    key_layers=(layer,),
-                    hidden_layer=layer,
-                    fact_token=settings.fact_token,
-                )
+                return measure(editable, facts, context.contexts, key_layers=(layer,), hidden_layer=layer)
 
         with in_force(editable, context, (layer,)) as columns:
             values, before = [], []

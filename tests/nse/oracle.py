@@ -39,6 +39,26 @@ def subject_last(editable: EditableModel, text: str, end: int) -> int:
     return len(before) - 1
 
 
+def located(editable: EditableModel, text: tuple[str, int] | tuple[list[int], int]) -> tuple[list[int], int]:
+    """Token ids and an index among them, of a text and a number of its characters, or of just these."""
+    content, end = text
+    return (
+        (ids_of(editable, content), subject_last(editable, content, end))
+        if isinstance(content, str)
+        else (content, end)
+    )
+
+
+def placed(editable: EditableModel, context: str, fact: EditRequest, fact_token: str) -> tuple[list[int], int]:
+    """Token ids up to where a fact, or a further token of its target, is written in a context, and the index of that place."""
+    text, end = wrapped(context, fact, fact_token)
+    if not (step := getattr(fact, "step", 0)):
+        return located(editable, (text, end))
+    ids = ids_of(editable, f"{text} {fact.target_new}")
+    place = len(ids_of(editable, text)) - 1 + step
+    return ids[: place + 1], place
+
+
 @contextmanager
 def output_shifted(module: nn.Module, positions: int | list[int], shift: torch.Tensor) -> Iterator[None]:
     """Adds `shift` to the module's output at one position of each row, by a hook."""
@@ -82,7 +102,7 @@ def compute_z(
     """z of one fact under the weights that the model holds."""
     hp, model = hyperparameters, editable.model
     block = editable.block(hp.z_layer)
-    texts = [wrapped(context, request, hp.fact_token) for group in contexts for context in group]
+    texts = [wrapped(context, request) for group in contexts for context in group]
     kl_text = f"{request.subject} is a"
     kl_ids, kl_at = ids_of(editable, kl_text), subject_last(editable, kl_text, len(request.subject))
     h = hidden_at(editable, model, texts[0], hp.z_layer).float()
@@ -95,13 +115,30 @@ def compute_z(
             with output_shifted(block, subject_last(editable, text, end), delta):
                 score, count = target_score(editable, text, request.target_new)
             losses.append(-score / count)
-        if hp.fact_token == "last":
-            return torch.stack(losses).mean()
         with output_shifted(block, kl_at, delta):
             logs = log_probabilities(model, kl_ids)[kl_at]
         return torch.stack(losses).mean() + hp.kl_factor * (reference.exp() * (reference - logs)).sum()
 
     return minimised(loss_of, h, hp)
+
+
+def compute_z_of_step(
+    editable: EditableModel, fact: EditRequest, *, contexts: Contexts, hyperparameters: Hyperparameters
+) -> torch.Tensor:
+    """z of one token of a target, written where it is said, under the weights that the model holds."""
+    hp, model = hyperparameters, editable.model
+    block = editable.block(hp.z_layer)
+    places = [placed(editable, context, fact, "last") for group in contexts for context in group]
+    token = ids_of(editable, f"{fact.prompt} {fact.target_new}")[places[0][1] + 1]
+
+    def loss_of(delta: torch.Tensor) -> torch.Tensor:
+        losses = []
+        for ids, place in places:
+            with output_shifted(block, place, delta):
+                losses.append(-log_probabilities(model, ids)[place, token])
+        return torch.stack(losses).mean()
+
+    return minimised(loss_of, hidden_at(editable, model, places[0], hp.z_layer).float(), hp)
 
 
 def compute_z_as_published(
@@ -161,23 +198,29 @@ def minimised(loss_of: Callable[[torch.Tensor], torch.Tensor], h: torch.Tensor, 
 
 
 @torch.no_grad()
-def hidden_at(editable: EditableModel, model: nn.Module, text: tuple[str, int], layer: int) -> torch.Tensor:
-    """The hidden state after `layer` at the subject's last token."""
-    out = model(input_ids=on_device(model, [ids_of(editable, text[0])]), output_hidden_states=True)
-    hidden: torch.Tensor = out.hidden_states[layer + 1][0, subject_last(editable, *text)]
+def hidden_at(
+    editable: EditableModel, model: nn.Module, text: tuple[str, int] | tuple[list[int], int], layer: int
+) -> torch.Tensor:
+    """The hidden state after `layer` at a place of a text."""
+    ids, at = located(editable, text)
+    out = model(input_ids=on_device(model, [ids]), output_hidden_states=True)
+    hidden: torch.Tensor = out.hidden_states[layer + 1][0, at]
     return hidden
 
 
 @torch.no_grad()
-def key_at(editable: EditableModel, model: nn.Module, text: tuple[str, int], layer: int) -> torch.Tensor:
-    """What the output projection of `layer` reads at the subject's last token."""
+def key_at(
+    editable: EditableModel, model: nn.Module, text: tuple[str, int] | tuple[list[int], int], layer: int
+) -> torch.Tensor:
+    """What the output projection of `layer` reads at a place of a text."""
+    ids, at = located(editable, text)
     seen: list[torch.Tensor] = []
     handle = model.get_submodule(editable.projection_name(layer)).register_forward_pre_hook(
         lambda _module, inputs: seen.append(inputs[0])
     )
-    model(input_ids=on_device(model, [ids_of(editable, text[0])]))
+    model(input_ids=on_device(model, [ids]))
     handle.remove()
-    return seen[0][0, subject_last(editable, *text)].double()
+    return seen[0][0, at].double()
 
 
 def key_of(
@@ -192,7 +235,9 @@ def key_of(
     """Mean over groups of the mean within each group, a share of it measured on the subject without its prompt."""
 
     def mean(fact: EditRequest) -> torch.Tensor:
-        groups = [[key_at(editable, model, wrapped(c, fact, fact_token), layer) for c in group] for group in contexts]
+        groups = [
+            [key_at(editable, model, placed(editable, c, fact, fact_token), layer) for c in group] for group in contexts
+        ]
         return torch.stack([torch.stack(group).mean(dim=0) for group in groups]).mean(dim=0)
 
     if not subject_share:
@@ -229,7 +274,7 @@ def nse_round(
         return editable.canonical(model.get_parameter(editable.parameter_name(layer)).data)
 
     def residual(fact: int) -> torch.Tensor:
-        text = wrapped("{}", requests[fact], hp.fact_token)
+        text = placed(editable, "{}", requests[fact], hp.fact_token)
         return z[fact].double() - hidden_at(editable, model, text, hp.z_layer).double()
 
     def keys(facts: Sequence[int], layer: int) -> torch.Tensor:

@@ -26,9 +26,7 @@ def value_key(editable, request, contexts, settings, held=()) -> str:
     return value_keys(editable, [request], SubjectFacts((0,), tuple(held)), contexts, settings)[0]
 
 
-@pytest.mark.parametrize("fact_token", ["subject_last", "last"])
-def test_compute_z_agrees_with_the_one_fact_at_a_time_oracle(precise, requests, settings, fact_token) -> None:
-    settings = replace(settings, fact_token=fact_token)
+def test_compute_z_agrees_with_the_one_fact_at_a_time_oracle(precise, requests, settings) -> None:
     fast = compute_z(precise, requests, contexts=CONTEXTS, hyperparameters=settings)
     for z, request in zip(fast, requests, strict=True):
         slow = oracle.compute_z(precise, request, contexts=CONTEXTS, hyperparameters=settings)
