@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from demo.check import AT_SUBJECTS
 from nse.architecture import EditableModel, load_model
 from nse.contexts import read_contexts
 from nse.delta import Delta
@@ -15,7 +16,7 @@ from nse.evaluation.suites import Suite, held_facts, read_suite
 from nse.hyperparameters import read_hyperparameters
 from nse.patch import compose, patched
 from nse.request import EditRequest
-from nse.statistics import collect_second_moments
+from nse.statistics import SecondMoments, collect_second_moments
 
 ROOT = Path(__file__).parents[2]
 NIGHTS = 5
@@ -32,13 +33,19 @@ def suite() -> Suite:
     return read_suite(ROOT / "demo/suite.yaml")
 
 
+# five objects in one vector take more steps than one
+AT_SUBJECT = replace(AT_SUBJECTS, v_num_grad_steps=60, clamp_norm_factor=4.0)
+SHIPPED = read_hyperparameters(ROOT / "demo/hparams.yaml").settings
+
+
 @pytest.fixture(scope="module")
-def context(model: EditableModel, suite: Suite) -> EditContext:
-    # five objects in one vector take more steps than one
-    settings = replace(
-        read_hyperparameters(ROOT / "demo/hparams.yaml").settings, v_num_grad_steps=60, clamp_norm_factor=4.0
-    )
-    moments = collect_second_moments(model, ROOT / "demo/corpus.txt", layers=settings.layers)
+def moments(model: EditableModel) -> SecondMoments:
+    return collect_second_moments(model, ROOT / "demo/corpus.txt", layers=(*AT_SUBJECT.layers, *SHIPPED.layers))
+
+
+@pytest.fixture(scope="module", params=[AT_SUBJECT, SHIPPED], ids=["at the subject", "as shipped"])
+def context(suite: Suite, moments: SecondMoments, request: pytest.FixtureRequest) -> EditContext:
+    settings = request.param
     return EditContext(settings, moments, read_contexts(ROOT / "demo/contexts.json"), held=held_facts(suite))
 
 
