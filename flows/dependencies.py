@@ -206,7 +206,7 @@ def _values_lacking(session: Session, state: ModelState, plan: Plan, after: Sequ
         subjects = dict.fromkeys(state.corrections[identity].fact[0] for identity in written)
         known = [identity for subject in subjects for identity in of_subject[subject] if identity in there]
         earlier = [request_of(state.corrections[identity]) for identity in known]
-        facts = facts_of_round(session.editable.tokenizer, requests, earlier, settings)
+        facts = facts_of_round(session.editable, requests, earlier, settings)
         for group in by_subject(facts, held, joint=settings.one_z_per_subject):
             keys = value_keys(session.editable, facts, group, contexts, settings)
             if any(store.get(key) is None for key in keys):

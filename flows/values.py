@@ -73,7 +73,7 @@ def compute_values(
     settings = read_settings(path(method.hparams), method.name).settings
     values_for(
         session.editable,
-        facts_of_round(session.editable.tokenizer, requests, earlier, settings),
+        facts_of_round(session.editable, requests, earlier, settings),
         contexts=read_contexts(path(method.contexts)),
         hyperparameters=settings,
         held=held_facts(read_suite(path(session.workspace.params.suite))),

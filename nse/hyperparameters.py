@@ -302,7 +302,9 @@ def _differences_of_nse(data: Mapping[str, Any], settings: Hyperparameters) -> l
             "neuron_threshold: the chosen neurons reach that share here, there they stop short of it by one neuron"
         )
     if settings.fact_token == "last":
-        told.append("fact_token last: every token of a target is written where it is said here, there one vector for all")
+        told.append(
+            "fact_token last: every token of a target is written where it is said here, there one vector for all"
+        )
     if settings.one_z_per_subject:
         told.append("joint_values: the corrections of one subject get their z's together here, there one by one")
     return told

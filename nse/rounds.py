@@ -72,7 +72,7 @@ def edit_round(
     """Writes a round by a method's policy; see `nse.editors.base.Editor.edit`."""
     hp, seconds = context.hyperparameters, defaultdict[str, float](float)
     check_round(editable, requests, context)
-    facts = facts_of_round(editable.tokenizer, requests, context.earlier, hp)
+    facts = facts_of_round(editable, requests, context.earlier, hp)
     with in_force(editable, context, hp.written_layers) as columns:
         with timed(seconds, "values"):
             # the weights of a first round are the base weights, so that its z's are in the cache for every method
@@ -278,7 +278,7 @@ class _Round:
                     found[layer].append(keys * weight**0.5)
             if hp.fact_token == "last" and self.policy.earlier_keys:
                 standing = {fact_key(r): r for r in self.context.earlier if r.case_id not in again}
-                if steps := further_steps(self.editable.tokenizer, standing.values()):
+                if steps := further_steps(self.editable, list(standing.values()), hp.v_loss_target):
                     seen = measure(
                         self.editable,
                         steps,

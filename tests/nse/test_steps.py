@@ -29,7 +29,7 @@ def at_last(context):
 def test_every_token_of_a_target_but_the_first_is_a_step_of_its_own(precise) -> None:
     ids = oracle.ids_of(precise, f"{LONG.prompt} {LONG.target_new}")
     before = len(oracle.ids_of(precise, LONG.prompt))
-    steps = further_steps(precise.tokenizer, [LONG])
+    steps = further_steps(precise, [LONG], 0.0)
     assert [step.step for step in steps] == list(range(1, len(ids) - before))
     assert len(steps) > 2
     for step in (LONG, *steps):
@@ -39,15 +39,28 @@ def test_every_token_of_a_target_but_the_first_is_a_step_of_its_own(precise) -> 
     assert {(s.case_id, s.subject, s.relation) for s in steps} == {("long", "Anna Berg", "home")}
 
 
+def test_what_the_base_model_says_by_itself_is_no_step(precise) -> None:
+    ids = oracle.ids_of(precise, f"{LONG.prompt} {LONG.target_new}")
+    before = len(oracle.ids_of(precise, LONG.prompt))
+    logs = oracle.log_probabilities(precise.model, ids)
+    losses = [-float(logs[i - 1, ids[i]]) for i in range(before, len(ids))]
+    middle = sorted(losses[1:])[len(losses) // 2]
+    wanted = [step for step, loss in enumerate(losses) if step and loss >= middle]
+    assert 0 < len(wanted) < len(losses) - 1
+    other = fact(0)
+    name = precise.parameter_name(1)
+    with patched(precise, {name: precise.base_tensors[name] * 5}):  # whatever is in force
+        found = further_steps(precise, [other, LONG, other], middle - 1e-6)
+    assert [step.step for step in found if step.case_id == "long"] == wanted
+
+
 def test_a_round_at_subjects_has_no_steps(precise, context) -> None:
-    assert not any(
-        isinstance(f, Step) for f in facts_of_round(precise.tokenizer, [LONG], [fact(0)], context.hyperparameters)
-    )
+    assert not any(isinstance(f, Step) for f in facts_of_round(precise, [LONG], [fact(0)], context.hyperparameters))
 
 
 def test_z_and_key_of_each_step_agree_with_the_oracle(precise, at_last) -> None:
     hp = at_last.hyperparameters
-    facts = facts_of_round(precise.tokenizer, [LONG, fact(0)], (), hp)
+    facts = facts_of_round(precise, [LONG, fact(0)], (), hp)
     fast = values_for(precise, facts, contexts=CONTEXTS, hyperparameters=hp)
     seen = measure(precise, facts, CONTEXTS, key_layers=(1,), hidden_layer=1, fact_token="last")
     for place, each in enumerate(facts):
@@ -58,7 +71,7 @@ def test_z_and_key_of_each_step_agree_with_the_oracle(precise, at_last) -> None:
 
 
 def test_each_step_has_a_place_of_its_own_in_the_store(precise, at_last, tmp_path) -> None:
-    facts = facts_of_round(precise.tokenizer, [LONG], (), at_last.hyperparameters)
+    facts = facts_of_round(precise, [LONG], (), at_last.hyperparameters)
     store = ValueStore(tmp_path)
     first = values_for(precise, facts, contexts=CONTEXTS, hyperparameters=at_last.hyperparameters, store=store)
     assert len(list(tmp_path.iterdir())) == len(facts)
@@ -75,7 +88,7 @@ def test_a_target_of_many_tokens_is_said_whole_and_left_out_whole(precise, at_la
     layer = delta.layers[precise.parameter_name(1)]
     assert len(layer.keys) == 2
     assert set(layer.case_index.tolist()) == {0, 1}
-    tokens = [len(further_steps(precise.tokenizer, [r])) + 1 for r in (LONG, other)]
+    tokens = [len(further_steps(precise, [r], 0.0)) + 1 for r in (LONG, other)]
     assert torch.bincount(layer.case_index).tolist() == tokens
     with patched(precise, compose(precise, [delta])):
         said = generate(precise, [LONG.prompt], max_new_tokens=tokens[0])[0]
@@ -86,7 +99,7 @@ def test_a_target_of_many_tokens_is_said_whole_and_left_out_whole(precise, at_la
 
 def test_the_steps_of_what_stands_are_earlier_keys_too(precise, at_last) -> None:
     first = get_editor("nse").edit(precise, [LONG], at_last).delta
-    steps = further_steps(precise.tokenizer, [LONG])
+    steps = further_steps(precise, [LONG], 0.0)
     with patched(precise, compose(precise, [first])):
         keys = measure(precise, steps, CONTEXTS, key_layers=(1,), hidden_layer=1, fact_token="last").keys[1]
 
@@ -102,7 +115,7 @@ def test_the_steps_of_what_stands_are_earlier_keys_too(precise, at_last) -> None
 
 
 def test_a_case_is_as_far_from_its_aim_as_the_furthest_of_its_tokens(precise, at_last, monkeypatch) -> None:
-    facts = facts_of_round(precise.tokenizer, [LONG, fact(0)], (), at_last.hyperparameters)
+    facts = facts_of_round(precise, [LONG, fact(0)], (), at_last.hyperparameters)
     told = torch.arange(1.0, len(facts) + 1)
     monkeypatch.setattr(_Round, "_distances", lambda self, state: told)
     bound = replace(at_last.hyperparameters, upper_bound=float(told.max()))

@@ -66,7 +66,7 @@ def test_a_round_on_top_of_another_agrees_with_the_oracle(precise, context, thre
     middle = (ordered[1] + ordered[2]) / 2  # two facts are done after the first pass, two go through a second
     context = replace(context, hyperparameters=replace(hp, alpha=middle))
     result = NSE().edit(precise, requests, context)
-    facts = facts_of_round(precise.tokenizer, requests, (), context.hyperparameters)
+    facts = facts_of_round(precise, requests, (), context.hyperparameters)
     values = values_for(precise, facts, contexts=context.contexts, hyperparameters=context.hyperparameters)
     assert torch.equal(values[:4], result.values)
     expected = oracle_round(precise, facts, context, values)
