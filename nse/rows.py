@@ -1,4 +1,4 @@
-"""Rows: texts from each subject's last token on. What stands before does not depend on delta and is run once.
+"""Rows: texts from where a fact is written on. What stands before does not depend on delta and is run once.
 
 Only its attention keys and values are kept. Which texts these are, and what is asked of them, is `nse.objective`'s.
 """
@@ -47,10 +47,10 @@ class Text:
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """Some texts as one batch; p tokens stand before the subject's last one, aligned to the right, s from it on.
+    """Some texts as one batch; p tokens stand before the one where the fact is written, aligned to the right, s from it on.
 
     Attributes:
-        ids: (rows, s) token ids, the subject's last token first.
+        ids: (rows, s) token ids, the one where the fact is written first.
         mask: (rows, p + s) which tokens are real.
         positions: (rows, s) places of the tokens in their texts.
         states: (rows, s, d_model) hidden states after z's layer, without delta.
@@ -120,7 +120,7 @@ class Rows:
 
 @torch.no_grad()
 def rows_of(editable: EditableModel, texts: Sequence[Text], subjects: Sequence[int], z_layer: int) -> Rows:
-    """Runs what stands before the subjects' last tokens and keeps what the rest needs.
+    """Runs what stands before the tokens where facts are written and keeps what the rest needs.
 
     Args:
         editable: The model with the weights under which z is wanted.

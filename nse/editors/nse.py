@@ -36,7 +36,8 @@ class NSE:
     earlier keys left out of K_p; the published code lets the later take the earlier away. Option: with `subject_share` above 0 a
     key is measured on the subject alone as well, as ROME's equation 3 has it (docs/method.md has the effect). Option: with
     `prompt_keys_weight` above 0 the solve is also told to change nothing at the other tokens of the facts' prompts. Option: with
-    `context_spread_weight` above 0 it is told to act alike on the key of every context, not only on their mean.
+    `context_spread_weight` above 0 it is told to act alike on the key of every context, not only on their mean. Option: with
+    `fact_token: last` a fact is written at its prompt's last token and, token by token, where its target is said (`nse.steps`).
 
     References:
         arXiv 2410.04045, sections 3.1 (rewinding), 3.2 (neurons), 3.3 (multi-layer passes).
