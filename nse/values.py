@@ -54,12 +54,13 @@ def value_keys(
 ) -> list[str]:
     """Per member of a group, the digest of everything its z depends on: base weights, tokenizer, group, contexts, settings."""
     members = [requests[i] for i in group.members]
+    held = group.held if hyperparameters.fact_token == "subject_last" else ()
     common = {
         "schema": 2,
         "base": editable.base_digest,
         "tokenizer": editable.tokenizer_digest,
         "group": [[r.subject, r.prompt_template, r.target_new, *([step_of(r)] if step_of(r) else [])] for r in members],
-        "held": [[f.subject, f.prompt_template, f.object] for f in group.held],
+        "held": [[f.subject, f.prompt_template, f.object] for f in held],
         "contexts": contexts_of_values(contexts, hyperparameters),
         "settings": hyperparameters.value_settings(),
     }

@@ -184,6 +184,15 @@ def test_the_published_file_of_alphaedit_gives_its_own_settings(tmp_path) -> Non
     assert "the file is of AlphaEdit" in " ".join(read_settings(path, "nse").differences)
 
 
+def test_a_published_file_that_writes_at_the_last_token_is_told_that_each_token_is(tmp_path) -> None:
+    path = tmp_path / "NSE.json"
+    for fact_token, told in (("last", True), ("subject_last", False)):
+        path.write_text(json.dumps({**PUBLISHED, "fact_token": fact_token}))
+        differences = " ".join(read_settings(path, "nse").differences)
+        assert ("every token of a target is written where it is said" in differences) is told
+        assert ("joint_values" in differences) is not told
+
+
 def test_what_z_does_not_depend_on_is_not_in_the_key_of_its_cache() -> None:
     plain = Hyperparameters((1, 2))
     later = Hyperparameters((1, 2), write_layers="ends", protected_directions=4, z_norm_limit=2.0, ridge=1.0)
