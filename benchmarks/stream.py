@@ -24,7 +24,6 @@ from safetensors.torch import load_file
 
 from benchmarks.nights import random_corrections
 from benchmarks.table import HERE, device_of, machine, show, write
-from demo.check import AT_SUBJECTS
 from nse.architecture import EditableModel, load_model
 from nse.command import EditFiles, StreamOptions, edit_stream
 from nse.contexts import ContextTemplates
@@ -125,7 +124,7 @@ def run(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Runs both streams and scores both models."""
     requests, probes = requests_and_probes(options)
     (folder / "requests.jsonl").write_text("".join(json.dumps(asdict(r)) + "\n" for r in requests), encoding="utf-8")
-    given = read_hyperparameters(options.hparams).settings if options.hparams else AT_SUBJECTS
+    given = read_hyperparameters(options.hparams).settings
     # what the published code does not have is left out
     settings = replace(given, joint_values=False, value_contexts="all", context_spread_weight=0.0)
     plain = {key: value for key, value in settings.to_dict().items() if value != float("inf")}
@@ -192,7 +191,7 @@ def main() -> None:
         "--requests", type=Path, help="a file with the requests; random corrections of the demo if not given"
     )
     parser.add_argument("--corpus", type=Path, default=HERE / "demo/corpus.txt", help="text for the second moments")
-    parser.add_argument("--hparams", type=Path, help="settings; those for the demo model at subjects if not given")
+    parser.add_argument("--hparams", type=Path, default=HERE / "demo/at_subjects.yaml")
     parser.add_argument("--contexts", type=Path, help="context templates; the demo's, or sampled for another model")
     parser.add_argument("--facts", type=int, default=100)
     parser.add_argument("--batch", type=int, default=50)

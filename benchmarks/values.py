@@ -22,11 +22,10 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from benchmarks.table import HERE, device_of, device_peak_bytes, in_a_process, load, machine, peak_bytes, show, write
-from demo.check import AT_SUBJECTS
 from nse.architecture import EditableModel
 from nse.contexts import ContextTemplates, read_contexts
 from nse.evaluation.suites import read_suite
-from nse.hyperparameters import Hyperparameters
+from nse.hyperparameters import Hyperparameters, read_hyperparameters
 from nse.request import EditRequest
 from nse.values import values_for
 from tests.nse import oracle
@@ -144,7 +143,8 @@ def measure_world(name: str, options: argparse.Namespace, folder: Path) -> dict[
     if name == "random":
         model, contexts, settings = folder / "random", CONTEXTS, PUBLISHED
         in_a_process("benchmarks.values", ["--make", str(model)])
-    settings = replace(settings or AT_SUBJECTS, joint_values=False, value_contexts="all")
+    settings = settings or read_hyperparameters(HERE / "demo/at_subjects.yaml").settings
+    settings = replace(settings, joint_values=False, value_contexts="all")
     requests = corrections(options.facts)
     few = spread(requests, options.oracle_facts)
     results, z = {}, {}

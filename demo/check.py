@@ -20,26 +20,12 @@ from nse.architecture import EditableModel, load_model
 from nse.contexts import read_contexts
 from nse.evaluation.generate import generate, same_answer
 from nse.evaluation.score import log_probabilities
-from nse.hyperparameters import Hyperparameters
+from nse.hyperparameters import Hyperparameters, read_hyperparameters
 from nse.request import EditRequest
 from nse.tokens import tokenize_template
 from nse.values import values_for
 
 UNRELATED = "The weather was fine today."
-
-AT_SUBJECTS = Hyperparameters(
-    (1, 2),
-    v_num_grad_steps=30,
-    v_lr=1.0,
-    v_weight_decay=0.0,
-    clamp_norm_factor=2.0,
-    value_contexts="first",
-    mom2_update_weight=300,
-    context_spread_weight=1.0,
-    subject_share=0.25,
-    alpha=20,
-)
-"""Settings for this model at the subjects' last tokens, as the method's paper has it; those that are shipped write elsewhere."""
 
 
 def known(editable: EditableModel, world: World, *, front: str = "") -> dict[str, Any]:
@@ -107,6 +93,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=HERE / "metrics.json")
     options = parser.parse_args()
     editable, world = load_model(options.model), read_world()
+    settings = read_hyperparameters(HERE / "at_subjects.yaml").settings
     plain, after = known(editable, world), known(editable, world, front=UNRELATED)
     figures = {
         "facts": len(world.facts),
@@ -114,9 +101,9 @@ def main() -> None:
         "known_after_an_unrelated_sentence": round(after["share"], 4),
         "median_nats_of_another_object": round(surprise(editable, world), 3),
         "median_probability_that_z_reaches": round(
-            reached(editable, world, replace(AT_SUBJECTS, v_num_grad_steps=40, v_loss_target=0.02)), 4
+            reached(editable, world, replace(settings, v_num_grad_steps=40, v_loss_target=0.02)), 4
         ),
-        "the_same_with_z_done_at_a_loss_of_0.05": round(reached(editable, world, AT_SUBJECTS), 4),
+        "the_same_with_z_done_at_a_loss_of_0.05": round(reached(editable, world, settings), 4),
         "model_digest": editable.base_digest,
     }
     options.output.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")

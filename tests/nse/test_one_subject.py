@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from demo.check import AT_SUBJECTS
 from nse.architecture import EditableModel, load_model
 from nse.contexts import read_contexts
 from nse.delta import Delta
@@ -34,7 +33,9 @@ def suite() -> Suite:
 
 
 # five objects in one vector take more steps than one
-AT_SUBJECT = replace(AT_SUBJECTS, v_num_grad_steps=60, clamp_norm_factor=4.0)
+AT_SUBJECT = replace(
+    read_hyperparameters(ROOT / "demo/at_subjects.yaml").settings, v_num_grad_steps=60, clamp_norm_factor=4.0
+)
 SHIPPED = read_hyperparameters(ROOT / "demo/hparams.yaml").settings
 
 
