@@ -19,7 +19,7 @@ from nse.postnorm import change_before_norm
 from nse.prompt_keys import around, prompt_keys
 from nse.request import EditRequest
 from nse.spectrum import Dominant, dominant
-from nse.steps import SURE, facts_of_round, further_steps
+from nse.steps import facts_of_round, further_steps
 from nse.subjects import fact_key, subject_key
 from nse.writing import Columns, check_round, in_force, timed, values_of
 
@@ -278,7 +278,7 @@ class _Round:
                     found[layer].append(keys * weight**0.5)
             if hp.fact_token == "last" and self.policy.earlier_keys:
                 standing = {fact_key(r): r for r in self.context.earlier if r.case_id not in again}
-                if steps := further_steps(self.editable, list(standing.values()), SURE * hp.v_loss_target):
+                if steps := further_steps(self.editable, list(standing.values()), hp.v_loss_target):
                     seen = measure(
                         self.editable,
                         steps,

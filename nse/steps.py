@@ -39,7 +39,8 @@ def further_steps(editable: EditableModel, requests: Sequence[EditRequest], loss
     Args:
         editable: The model; its base weights are put in force to ask it.
         requests: n corrections.
-        loss: A token whose -log p in nats is below this, after the prompt and the tokens before it, needs no writing.
+        loss: `v_loss_target`. A token whose -log p in nats, after the prompt and the tokens before it, is below `SURE` times
+            this needs no writing.
 
     Raises:
         TokenError: If a prompt or target cannot be tokenised, or is too long.
@@ -66,7 +67,7 @@ def further_steps(editable: EditableModel, requests: Sequence[EditRequest], loss
         Step(**{field.name: getattr(request, field.name) for field in fields(EditRequest)}, step=step)
         for i, request in enumerate(requests)
         for step, lacking in enumerate(losses[i])
-        if step and lacking >= loss
+        if step and lacking >= SURE * loss
     ]
 
 
@@ -78,7 +79,7 @@ def facts_of_round(
 ) -> list[EditRequest]:
     """What a round writes: its requests, then what belongs to them, further steps or companions, as the settings say."""
     if hyperparameters.fact_token == "last":
-        return [*requests, *further_steps(editable, requests, SURE * hyperparameters.v_loss_target)]
+        return [*requests, *further_steps(editable, requests, hyperparameters.v_loss_target)]
     return [*requests, *(companions(requests, earlier) if hyperparameters.one_z_per_subject else ())]
 
 

@@ -105,10 +105,8 @@ def values_of(
             progress=context.progress,
         )
 
-    hp, groups = (
-        context.hyperparameters,
-        by_subject(requests, context.held, joint=context.hyperparameters.one_z_per_subject),
-    )
+    hp = context.hyperparameters
+    groups = by_subject(requests, context.held, joint=hp.one_z_per_subject)
     texts = [texts_of(editable, requests, group, context.contexts, hp) for group in groups]
     found: dict[int, torch.Tensor] = {}
     for start in range(0, len(groups), SUBJECTS_PER_BATCH):

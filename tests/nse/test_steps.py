@@ -12,7 +12,7 @@ from nse.keys import measure
 from nse.patch import compose, patched
 from nse.request import EditRequest
 from nse.rounds import _Round
-from nse.steps import Step, facts_of_round, further_steps, step_of, written_in
+from nse.steps import SURE, Step, facts_of_round, further_steps, step_of, written_in
 from nse.values import ValueStore, values_for
 from tests.nse import oracle
 from tests.nse.conftest import CONTEXTS, fact
@@ -50,7 +50,7 @@ def test_what_the_base_model_says_by_itself_is_no_step(precise) -> None:
     other = fact(0)
     name = precise.parameter_name(1)
     with patched(precise, {name: precise.base_tensors[name] * 5}):  # whatever is in force
-        found = further_steps(precise, [other, LONG, other], middle - 1e-6)
+        found = further_steps(precise, [other, LONG, other], (middle - 1e-6) / SURE)
     assert [step.step for step in found if step.case_id == "long"] == wanted
 
 
