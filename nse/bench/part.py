@@ -149,7 +149,7 @@ def run_part(editable: EditableModel, job: Job, *, progress: Progress = silent) 
 def _context(editable: EditableModel, job: Job) -> EditContext:
     settings = read_settings(job.hparams, job.method).settings
     moments = SecondMoments({}, {})
-    if job.moments is not None and "second_moments" in get_editor(job.method).needs:
+    if job.moments is not None:
         only = {editable.projection_name(layer) for layer in settings.layers}
         moments = read_second_moments(job.moments, module=min(only) if len(only) == 1 else None, only=only)
     return EditContext(

@@ -132,16 +132,20 @@ def _part(
 ) -> tuple[dict[str, Any], str]:
     """One part, from where it is kept or made now, and how it went."""
     trained = files.trained.get(name)
-    values = files.parts / "values" / name if name != BASE and "values" in get_editor(name).needs else None
+    needs = get_editor(name).needs if name != BASE else frozenset()
+    values = files.parts / "values" / name if "values" in needs else None
+    unread = set() if "second_moments" in needs else {"second_moment"}
+    digests = {what: digest for what, digest in shared.digests.items() if what not in unread}
     job = replace(
         shared.job,
         method=name,
         order=order,
+        moments=None if unread else shared.job.moments,
         trained=trained.resolve() if trained else None,
         values=values.resolve() if values else None,
     )
     program = program_digest(name)
-    inputs = [SCHEMA, program, shared.digests, versions(), _settings_of(shared, name), _plain(job), _digest(trained)]
+    inputs = [SCHEMA, program, digests, versions(), _settings_of(shared, name), _plain(job), _digest(trained)]
     path = files.parts / f"{name}-{order}-{json_digest(inputs)[:16]}.json"
     if path.is_file():
         kept: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ import torch
 
 import nse.bench.program
 import nse.bench.run
-from nse.architecture import EditableModel
+from nse.architecture import EditableModel, load_model
 from nse.bench import BASE, BenchFiles, BenchOptions, bench
 from nse.bench.job import Job, torch_dtype
 from nse.bench.part import GATE, finite, first_edits
@@ -29,6 +29,7 @@ from nse.editors.base import CaseReport, NoSettings
 from nse.errors import ArchitectureError, HyperparameterError, NseError, RequestError, StatisticsError, TrainingError
 from nse.patch import Weights, patched
 from nse.request import EditRequest
+from nse.statistics import SecondMoments
 from tests.nse.conftest import CITIES, CONTEXTS, PEOPLE, TEMPLATES
 
 OPTIONS = BenchOptions(("nse",), edits=6, batch_size=2, orders=2, checkpoints=3, isolated=False)
@@ -195,6 +196,19 @@ def test_finished_parts_are_kept_and_only_what_they_depend_on_makes_them_anew(fi
     assert len(Idle.seen) == 18
     bench(files, replace(options, orders=1, seed=1))
     assert len(Idle.seen) == 21
+
+
+def test_second_moments_count_for_the_methods_alone_that_need_them(
+    files: BenchFiles, moments_of: Callable[[EditableModel], SecondMoments]
+) -> None:
+    options = replace(OPTIONS, methods=("idle",), orders=1, checkpoints=1)
+    alone = bench(files, options)
+    moments = files.output.with_name("moments.safetensors")
+    moments_of(load_model(files.model)).save(moments)
+    beside = bench(replace(files, second_moment=moments), replace(options, methods=("idle", "nse")))
+    assert beside["digests"]["second_moment"] is not None
+    assert beside["methods"]["idle"] == alone["methods"]["idle"]
+    assert len(Idle.seen) == 3, "kept, although a method beside it reads second moments"
 
 
 def test_values_are_kept_for_the_next_order_and_do_not_flatter_its_seconds(files: BenchFiles) -> None:
