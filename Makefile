@@ -20,7 +20,7 @@ demo: install
 
 # One process per core, one thread each: the tests' models are too small to share among threads.
 test: install
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadgroup
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadgroup --no-loadscope-reorder
 
 lint: install
 	$(BIN)/ruff format --check .

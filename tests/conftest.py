@@ -9,6 +9,7 @@ from tests.postgres import ledger_url, postgres
 __all__ = ["ledger_url", "postgres"]
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist looks for the marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests that share what is dear to make run in one process: those of a file, of a family in the conformance suite."""
     for item in items:
