@@ -17,6 +17,8 @@ from nse.request import read_text
 
 PUBLISHED_KEYS = frozenset(("layer_selection", "max_iterations", "mom2_n_samples", "v_loss_layer", "alg_name"))
 """Keys that only published files have: a file with one of them is read by its project's meaning."""
+FACT_TOKENS = ("subject_last", "last")
+"""Where a fact may be written."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +99,7 @@ class Hyperparameters:
         """
         checks = {
             "layers": bool(self.layers) and list(self.layers) == sorted(set(self.layers)),
-            "fact_token": self.fact_token in ("subject_last", "last"),
+            "fact_token": self.fact_token in FACT_TOKENS,
             "v_num_grad_steps": self.v_num_grad_steps >= 1,
             "v_lr": self.v_lr > 0,
             "v_patience": self.v_patience >= 0,

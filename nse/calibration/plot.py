@@ -49,7 +49,7 @@ def draw(found: Found, path: Path) -> None:
     _probes(axes[0], found)
     _course(axes[1], found)
     panels: tuple[tuple[str, Callable[[Trial], str | float], bool], ...] = (
-        ("layers", lambda t: span(t.settings.layers), False),
+        ("fact_token, layers", lambda t: f"{t.settings.fact_token} {span(t.settings.layers)}", False),
         ("lambda", lambda t: t.settings.mom2_update_weight, True),
         ("v_lr", lambda t: t.settings.v_lr, True),
         ("clamp", lambda t: t.settings.clamp_norm_factor, False),

@@ -14,7 +14,16 @@ from nse.hyperparameters import Hyperparameters
 
 SCHEMA = 1
 WRITTEN = (
-    *("layers", "v_num_grad_steps", "v_lr", "v_weight_decay", "clamp_norm_factor", "kl_factor", "v_loss_target"),
+    *(
+        "layers",
+        "fact_token",
+        "v_num_grad_steps",
+        "v_lr",
+        "v_weight_decay",
+        "clamp_norm_factor",
+        "kl_factor",
+        "v_loss_target",
+    ),
     *("mom2_update_weight", "subject_share", "neuron_threshold", "alpha", "max_passes"),
 )
 """Settings in the file: those that were searched, and those that the result would change with. The others keep their defaults."""

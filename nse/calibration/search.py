@@ -6,7 +6,7 @@ with the same numbers of trials are the same.
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from nse.batch import Progress, silent
@@ -14,6 +14,7 @@ from nse.calibration.facts import Case
 from nse.calibration.probe import Reached
 from nse.calibration.space import COORDINATES, Candidate, neighbour
 from nse.calibration.trial import FIRST, SECOND, Bench, Trial
+from nse.hyperparameters import FACT_TOKENS
 
 PROBED_LAYERS = 8
 PROBED_DEPTH = 0.65
@@ -32,7 +33,9 @@ LOOKS = 6
 MARGIN = 0.03
 """A later trial gets a second look if its first is not this far below the best first."""
 STARTS = 3
-"""Last layers with which the search begins."""
+"""Last layers with which the search begins at the subject."""
+SAID_DEPTHS = (1.0, 0.85, 0.7)
+"""Where it begins at a prompt's last token, as shares of the depth: what is read there is said a few layers above."""
 LAYERS = 4
 """Most rewrite layers."""
 HOPELESS = 0.1
@@ -101,9 +104,10 @@ class Search:
 
     def probe(self) -> tuple[Candidate, ...]:
         """Probes z layer by layer, then other rates and clamps at the best layer; returns where to begin."""
-        few = self.cases[:PROBE_FACTS]
-        layers = probed_layers(self.layers, self.bench.editable.layers)
-        self.bench.measure_hidden(few, layers)
+        few, every = self.cases[:PROBE_FACTS], self.bench.editable.layers
+        layers = probed_layers(self.layers, every)
+        said = [Candidate(last, fact_token="last") for last in layers_where_said(self.layers, every)]
+        self.bench.measure_hidden(few, [c.place for c in (*map(Candidate, layers), *said)])
         total = len(layers) + len(VARIANTS)
         for layer in layers:
             self._probe(Candidate(layer), few, total)
@@ -111,20 +115,20 @@ class Search:
         for step, clamp in VARIANTS:
             self._probe(replace(of_layers[0].candidate, step=step, clamp=clamp), few, total)
         self.progress("z-probe", total, total)
-        lasts = [p.candidate.last for p in of_layers[:STARTS]]
+        enriched = [p.candidate for p in of_layers[:STARTS]]
         varied = sorted(self.probes[len(of_layers) :], key=lambda p: -p.score)
-        return tuple([Candidate(last) for last in lasts] + [p.candidate for p in varied[:1]])
+        return (*enriched, *said, *(p.candidate for p in varied[:1]))
 
     def run(self, start: Sequence[Candidate]) -> None:
         """Tries settings on the first facts, then on both, until the budget ends or no step improves on the best."""
-        lasts = tuple(sorted({c.last for c in start}))
+        lasts = {where: tuple(sorted({c.last for c in start if c.fact_token == where})) for where in FACT_TOKENS}
         try:
             for candidate in opening(start):
                 if self._possible(candidate):
                     self._first(candidate)
-            done: set[tuple[int, ...]] = set()
+            done: set[tuple[str, tuple[int, ...]]] = set()
             while begin := self._unsearched(done):
-                done |= {begin.settings.layers, self._improve(begin.candidate, lasts, self._merit).layers}
+                done |= {_where(c) for c in (begin.candidate, self._improve(begin.candidate, lasts, self._merit))}
         except _SpentError:
             pass  # of the first facts' share
         if not self.second:
@@ -161,15 +165,15 @@ class Search:
         own = [t for t in self.trials if t.candidate == candidate]
         return sum(t.scores.harmonic_mean * t.facts for t in own) / sum(t.facts for t in own)
 
-    def _unsearched(self, done: set[tuple[int, ...]]) -> Trial | None:
-        """The best trial with layers from which no steps were made, if it is not hopeless."""
+    def _unsearched(self, done: set[tuple[str, tuple[int, ...]]]) -> Trial | None:
+        """The best trial with a place and layers from which no steps were made, if it is not hopeless."""
         bound = self.best.scores.harmonic_mean - HOPELESS
         return next(
-            (t for t in self.ranked() if t.settings.layers not in done and t.scores.harmonic_mean >= bound), None
+            (t for t in self.ranked() if _where(t.candidate) not in done and t.scores.harmonic_mean >= bound), None
         )
 
     def _improve(
-        self, best: Candidate, lasts: tuple[int, ...], merit: Callable[[Candidate], tuple[float, float]]
+        self, best: Candidate, lasts: Mapping[str, tuple[int, ...]], merit: Callable[[Candidate], tuple[float, float]]
     ) -> Candidate:
         """Steps along one setting after the other, on in a direction as long as that improves, until none does."""
         while True:
@@ -230,7 +234,7 @@ class Search:
         return self.budget.allows(expected, reserve=max(finals, (1 - share) * self.budget.seconds))
 
     def _possible(self, candidate: Candidate) -> bool:
-        return set(candidate.layers) <= set(self.bench.weight)
+        return {(candidate.fact_token, layer) for layer in candidate.layers} <= set(self.bench.weight)
 
     def _probe(self, candidate: Candidate, cases: Sequence[Case], total: int) -> None:
         """Probes one choice if its share of the time allows; the first one is always made."""
@@ -250,12 +254,23 @@ def probed_layers(layers: Sequence[int], total: int) -> tuple[int, ...]:
     return tuple(sorted(spread, key=lambda layer: abs(layer - LIKELY_DEPTH * total)))
 
 
+def layers_where_said(layers: Sequence[int], total: int) -> tuple[int, ...]:
+    """The last layers with which a search begins where an object is said: of `layers` those nearest to `SAID_DEPTHS`."""
+    wanted = (round(share * (total - 1)) for share in SAID_DEPTHS)
+    return tuple(dict.fromkeys(min(layers, key=lambda layer: abs(layer - near)) for near in wanted))
+
+
 def reach(start: Sequence[Candidate], layers: Sequence[int]) -> tuple[int, ...]:
     """The layers that any candidate of the search may rewrite: those up to `LAYERS` below a last one."""
     return tuple(sorted({c.last - i for c in start for i in range(LAYERS)} & set(layers)))
 
 
 def opening(start: Sequence[Candidate]) -> list[Candidate]:
-    """The first trials: one to three layers at the first place, then one and two at the others."""
-    first = [replace(start[0], count=n) for n in (2, 1, 3)]
-    return [*first, *(replace(c, count=n) for c in start[1:] for n in (2, 1))]
+    """The first trials: one to three layers at the first choice of each place, then one and two at the others."""
+    firsts = [next(c for c in start if c.fact_token == where) for where in dict.fromkeys(c.fact_token for c in start)]
+    others = [c for c in start if c not in firsts]
+    return [replace(c, count=n) for own, counts in ((firsts, (2, 1, 3)), (others, (2, 1))) for c in own for n in counts]
+
+
+def _where(candidate: Candidate) -> tuple[str, tuple[int, ...]]:
+    return candidate.fact_token, candidate.layers

@@ -29,6 +29,7 @@ class Candidate:
         passes: Most passes over the layers.
         tolerance: alpha as a share of the median |z - h|.
         neurons: Share p of the activation that the chosen neurons reach.
+        fact_token: Where a fact is written, as in `Hyperparameters`.
     """
 
     last: int
@@ -43,6 +44,12 @@ class Candidate:
     passes: int = 2
     tolerance: float = 0.1
     neurons: float = 1.0
+    fact_token: str = "subject_last"
+
+    @property
+    def place(self) -> tuple[str, int]:
+        """Where z is taken: the kind of token, and the layer."""
+        return self.fact_token, self.last
 
     @property
     def layers(self) -> tuple[int, ...]:
@@ -52,7 +59,8 @@ class Candidate:
     @property
     def values(self) -> "Candidate":
         """The same with all that z does not depend on at its default: candidates of equal `values` share their z's."""
-        return Candidate(self.last, 1, self.step, self.clamp, self.steps, self.loss_target, self.decay)
+        own = self.step, self.clamp, self.steps, self.loss_target, self.decay
+        return Candidate(self.last, 1, *own, fact_token=self.fact_token)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,13 +69,13 @@ class Scale:
 
     Attributes:
         width: d_model.
-        hidden: Median |h| at the subject's last token, by layer.
-        weight: Median k^T C0^-1 k of the subjects' keys, by layer.
+        hidden: Median |h| where facts are written, by kind of token and layer.
+        weight: Median k^T C0^-1 k of the keys there, in the same way.
     """
 
     width: int
-    hidden: Mapping[int, float]
-    weight: Mapping[int, float]
+    hidden: Mapping[tuple[str, int], float]
+    weight: Mapping[tuple[str, int], float]
 
 
 def settings_of(candidate: Candidate, scale: Scale, *, distance: float = 0.0) -> Hyperparameters:
@@ -80,12 +88,13 @@ def settings_of(candidate: Candidate, scale: Scale, *, distance: float = 0.0) ->
     """
     return Hyperparameters(
         layers=candidate.layers,
+        fact_token=candidate.fact_token,
         v_num_grad_steps=candidate.steps,
-        v_lr=_digits(candidate.step * scale.hidden[candidate.last] / scale.width**0.5),
-        v_weight_decay=_digits(candidate.decay * scale.hidden[candidate.last]),
+        v_lr=_digits(candidate.step * scale.hidden[candidate.place] / scale.width**0.5),
+        v_weight_decay=_digits(candidate.decay * scale.hidden[candidate.place]),
         clamp_norm_factor=candidate.clamp,
         v_loss_target=candidate.loss_target,
-        mom2_update_weight=_digits(candidate.protection * scale.weight.get(candidate.last, 1.0)),
+        mom2_update_weight=_digits(candidate.protection * scale.weight.get(candidate.place, 1.0)),
         subject_share=candidate.share,
         neuron_threshold=candidate.neurons,
         alpha=_digits(candidate.tolerance * distance),
@@ -122,21 +131,25 @@ COORDINATES = (
 )
 
 
-def neighbour(candidate: Candidate, coordinate: str, direction: int, *, lasts: tuple[int, ...]) -> Candidate | None:
+def neighbour(
+    candidate: Candidate, coordinate: str, direction: int, *, lasts: Mapping[str, tuple[int, ...]]
+) -> Candidate | None:
     """The candidate one rung up (`direction` 1) or down (-1) a setting's ladder, or None past its end.
 
     Args:
         candidate: Where from.
         coordinate: One of `COORDINATES`.
         direction: 1 or -1.
-        lasts: The last layers that may be tried, ascending; no rewrite layer lies below 0.
+        lasts: The last layers that may be tried where a fact is written, ascending; no rewrite layer lies below 0.
     """
+    if coordinate == "share" and candidate.fact_token == "last":
+        return None
     if coordinate == "passes":
         rung = PASSES.index((candidate.passes, candidate.tolerance)) + direction
         if not 0 <= rung < len(PASSES):
             return None
         return replace(candidate, passes=PASSES[rung][0], tolerance=PASSES[rung][1])
-    ladder: tuple[float, ...] = lasts if coordinate == "last" else LADDERS[coordinate]
+    ladder: tuple[float, ...] = lasts[candidate.fact_token] if coordinate == "last" else LADDERS[coordinate]
     rung = ladder.index(getattr(candidate, coordinate)) + direction
     if not 0 <= rung < len(ladder):
         return None

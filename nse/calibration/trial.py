@@ -2,7 +2,7 @@
 
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -17,10 +17,12 @@ from nse.calibration.space import Candidate, Scale, settings_of
 from nse.contexts import ContextTemplates
 from nse.delta import Delta
 from nse.editors import EditContext, get_editor
-from nse.hyperparameters import Hyperparameters
+from nse.hyperparameters import FACT_TOKENS, Hyperparameters
 from nse.keys import measure
 from nse.patch import compose, patched
+from nse.request import EditRequest
 from nse.statistics import SecondMoments
+from nse.steps import facts_of_round
 from nse.values import ValueStore, values_for
 
 METHOD = "nse"
@@ -68,7 +70,7 @@ class Trial:
         reached = self.scores.to_dict()
         mean = 100 * reached.pop("harmonic_mean")
         shares = ", ".join(f"{name} {100 * value:.0f}" for name, value in reached.items())
-        return f"{self.part} {self.number}: layers {span(s.layers)}, {settings}: {shares}: {mean:.1f}"
+        return f"{self.part} {self.number}: {s.fact_token}, layers {span(s.layers)}, {settings}: {shares}: {mean:.1f}"
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for the record."""
@@ -85,18 +87,18 @@ class Bench:
         contexts: Context templates of all edits.
         store: Keeps the z's of all trials.
         clock: Tells seconds.
-        hidden: Median |h| by layer, as far as measured.
+        hidden: Median |h| where facts are written, by kind of token and layer, as far as measured.
         moments: C0 of the layers that may be rewritten; empty during the z-probe.
-        weight: Median k^T C0^-1 k by layer.
+        weight: Median k^T C0^-1 k there.
     """
 
     editable: EditableModel
     contexts: ContextTemplates
     store: ValueStore
     clock: Callable[[], float] = time.monotonic
-    hidden: dict[int, float] = field(default_factory=dict)
+    hidden: dict[tuple[str, int], float] = field(default_factory=dict)
     moments: SecondMoments = field(default_factory=lambda: SecondMoments({}, {}))
-    weight: dict[int, float] = field(default_factory=dict)
+    weight: dict[tuple[str, int], float] = field(default_factory=dict)
     _seen: set[tuple[str, Candidate]] = field(default_factory=set)
     _distance: dict[Candidate, float] = field(default_factory=dict)
     _per_z: deque[float] = field(default_factory=lambda: deque(maxlen=REMEMBERED))
@@ -107,41 +109,49 @@ class Bench:
         """What the relative units are relative to, as far as measured."""
         return Scale(int(self.editable.model.config.hidden_size), self.hidden, self.weight)
 
-    def measure_hidden(self, cases: Sequence[Case], layers: Sequence[int]) -> None:
-        """Measures |h| at the subjects' last tokens after each of `layers`.
+    def measure_hidden(self, cases: Sequence[Case], places: Iterable[tuple[str, int]]) -> None:
+        """Measures |h| at each of `places`: a kind of token and a layer.
 
         Raises:
             CalibrationError: If a layer's states are not finite: the weights are damaged, or their type is too narrow.
         """
-        for layer in layers:
-            hidden = self._states(cases, layer)
-            self.hidden[layer] = float(hidden.norm(dim=1).median())
-            if not 0 < self.hidden[layer] < float("inf"):
-                raise CalibrationError(f"|h| after layer {layer} is {self.hidden[layer]}: check the model's weights")
+        for place in places:
+            norm = float(self._states(cases, place).norm(dim=1).median())
+            if not 0 < norm < float("inf"):
+                raise CalibrationError(f"|h| after layer {place[1]} is {norm}: check the model's weights")
+            self.hidden[place] = norm
 
     def use(self, moments: SecondMoments, cases: Sequence[Case], layers: Sequence[int]) -> None:
-        """Takes second moments into use, and weighs the subjects' keys of `layers` against them.
+        """Takes second moments into use, and weighs the keys of `layers` against them, wherever a fact may be written.
 
         Raises:
             CalibrationError: If there is too little text for them.
             StatisticsError: If there is none for a layer.
         """
         self.moments = moments
-        keys = measure(
-            self.editable, [c.request for c in cases], self.contexts, key_layers=layers, hidden_layer=max(layers)
-        ).keys
+        requests = [c.request for c in cases]
+        keys = {
+            fact_token: measure(
+                *(self.editable, requests, self.contexts),
+                key_layers=layers,
+                hidden_layer=max(layers),
+                fact_token=fact_token,
+            ).keys
+            for fact_token in FACT_TOKENS
+        }
         for layer in layers:
             factor, failed = torch.linalg.cholesky_ex(moments.of(self.editable.projection_name(layer)).double())
             if int(failed):
                 raise CalibrationError(f"second moment of layer {layer} is singular: give a corpus with more text")
-            root = torch.linalg.solve_triangular(factor, keys[layer], upper=False)
-            self.weight[layer] = float(root.pow(2).sum(dim=0).median())
+            for fact_token, own in keys.items():
+                root = torch.linalg.solve_triangular(factor, own[layer], upper=False)
+                self.weight[fact_token, layer] = float(root.pow(2).sum(dim=0).median())
 
     def probe(self, candidate: Candidate, cases: Sequence[Case]) -> Reached:
         """Makes the z's of `cases` and puts them in place."""
         begun = self.clock()
         z = self._values(candidate, cases, "probe")
-        hidden = self._states(cases, candidate.last)
+        hidden = self._states(cases, candidate.place)
         return in_place(self.editable, cases, z, hidden, candidate, self.clock() - begun)
 
     def run(self, candidate: Candidate, rounds: Sequence[Sequence[Case]], *, part: str, number: int) -> Trial:
@@ -151,13 +161,21 @@ class Bench:
         z = self._values(candidate, cases, part)
         made = self.clock()
         if candidate.values not in self._distance:
-            away = z.double() - self._states(cases, candidate.last).double()
+            away = z.double() - self._states(cases, candidate.place).double()
             self._distance[candidate.values] = float(away.norm(dim=1).median())
         settings = settings_of(candidate, self.scale, distance=self._distance[candidate.values])
         deltas: list[Delta] = []
+        standing: list[EditRequest] = []
         for own in rounds:
-            context = EditContext(settings, self.moments, self.contexts, previous=tuple(deltas), values=self.store)
-            deltas.append(get_editor(METHOD).edit(self.editable, [c.request for c in own], context).delta)
+            requests = [c.request for c in own]
+            context = EditContext(
+                *(settings, self.moments, self.contexts),
+                previous=tuple(deltas),
+                earlier=tuple(standing),
+                values=self.store,
+            )
+            deltas.append(get_editor(METHOD).edit(self.editable, requests, context).delta)
+            standing += requests
         earlier = frozenset(c.request.case_id for own in rounds[:-1] for c in own)
         with patched(self.editable, compose(self.editable, deltas)):
             reached = scores(self.editable, [p for c in cases for p in c.probes], earlier=earlier)
@@ -172,23 +190,23 @@ class Bench:
         return SAFETY * (values + facts * max(self._per_fact, default=0.0))
 
     def _values(self, candidate: Candidate, cases: Sequence[Case], part: str) -> torch.Tensor:
+        """z (n, d_model) of n cases; those of further steps are made too, and stored."""
         begun = self.clock()
-        z = values_for(
-            self.editable,
-            [c.request for c in cases],
-            contexts=self.contexts,
-            hyperparameters=settings_of(candidate, self.scale),
-            store=self.store,
-        )
+        settings = settings_of(candidate, self.scale)
+        facts = facts_of_round(self.editable, [c.request for c in cases], (), settings)
+        z = values_for(self.editable, facts, contexts=self.contexts, hyperparameters=settings, store=self.store)
         if (part, candidate.values) not in self._seen:
             self._seen.add((part, candidate.values))
             self._per_z.append((self.clock() - begun) / len(cases) / candidate.steps)
-        return z
+        return z[: len(cases)]
 
-    def _states(self, cases: Sequence[Case], layer: int) -> torch.Tensor:
+    def _states(self, cases: Sequence[Case], place: tuple[str, int]) -> torch.Tensor:
         """h (n, d_model) of the bare prompts, under the base weights."""
-        requests = [c.request for c in cases]
-        return measure(self.editable, requests, self.contexts, key_layers=(), hidden_layer=layer).hidden.T
+        requests, (fact_token, layer) = [c.request for c in cases], place
+        found = measure(
+            self.editable, requests, self.contexts, key_layers=(), hidden_layer=layer, fact_token=fact_token
+        )
+        return found.hidden.T
 
 
 def rounds_of(cases: Sequence[Case], count: int) -> list[list[Case]]:

@@ -1,7 +1,7 @@
 """Calibration of a small model that has been taught a few facts."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,19 +19,25 @@ from nse.calibration.finals import Finals
 from nse.calibration.judge import Scores, right
 from nse.calibration.probe import in_place
 from nse.calibration.run import Extent
-from nse.calibration.search import Budget, Search, opening, probed_layers
+from nse.calibration.search import Budget, Search, layers_where_said, opening, probed_layers
 from nse.calibration.space import COORDINATES, LADDERS, Candidate, Scale, neighbour, settings_of
 from nse.calibration.trial import Bench, Trial, rounds_of
 from nse.contexts import BARE
+from nse.editors import EditContext, EditResult
+from nse.editors.nse import NSE
 from nse.evaluation.probes import Probe
-from nse.hyperparameters import hyperparameters_of, read_hyperparameters
+from nse.hyperparameters import FACT_TOKENS, hyperparameters_of, read_hyperparameters
 from nse.keys import measure
 from nse.request import EditRequest
 from nse.statistics import collect_second_moments
 from nse.values import ValueStore
 from tests.nse.conftest import CITIES, CONTEXTS, PEOPLE, TEMPLATES, digests
 
-SCALE = Scale(64, {0: 8.0, 1: 16.0, 2: 16.0, 3: 20.0}, {0: 100.0, 1: 200.0, 2: 200.0, 3: 300.0})
+SCALE = Scale(
+    64,
+    {(where, layer): norm for where in FACT_TOKENS for layer, norm in enumerate((8.0, 16.0, 16.0, 20.0))},
+    {(where, layer): weight for where in FACT_TOKENS for layer, weight in enumerate((100.0, 200.0, 200.0, 300.0))},
+)
 EXTENT = Extent(minutes=60, trials=3, facts=6, validated=4)
 
 
@@ -182,13 +188,13 @@ def test_settings_are_relative_to_the_model() -> None:
     assert (small.v_lr, small.mom2_update_weight, small.alpha) == pytest.approx((0.2, 60.0, 1.0))
     # decay says what |delta| = |h| adds to the loss: weight * |delta| / |h|^2
     assert small.v_weight_decay * 16.0 / 16.0**2 == pytest.approx(0.1)
-    grown = settings_of(candidate, replace(SCALE, hidden={2: 160.0}), distance=20.0)
+    grown = settings_of(candidate, replace(SCALE, hidden={("subject_last", 2): 160.0}), distance=20.0)
     assert grown.v_lr == pytest.approx(10 * small.v_lr)
 
 
 @pytest.mark.parametrize("coordinate", COORDINATES)
 def test_a_step_up_and_down_again_comes_back_and_ladders_end(coordinate: str) -> None:
-    start, lasts = Candidate(last=3, count=2), (2, 3, 4)
+    start, lasts = Candidate(last=3, count=2), {"subject_last": (2, 3, 4)}
     up = neighbour(start, coordinate, 1, lasts=lasts)
     down = neighbour(start, coordinate, -1, lasts=lasts)
     assert up or down
@@ -201,7 +207,18 @@ def test_a_step_up_and_down_again_comes_back_and_ladders_end(coordinate: str) ->
 
 def test_every_default_is_on_its_ladder() -> None:
     assert all(getattr(Candidate(0), name) in ladder for name, ladder in LADDERS.items())
-    assert neighbour(Candidate(0), "count", 1, lasts=(0,)) is None, "layer -1"
+    assert neighbour(Candidate(0), "count", 1, lasts={"subject_last": (0,)}) is None, "layer -1"
+
+
+def test_where_an_object_is_said_no_subject_shares_a_key_and_the_layers_are_others() -> None:
+    start, lasts = Candidate(last=6, count=2, fact_token="last"), {"subject_last": (1, 2), "last": (5, 6, 7)}
+    assert neighbour(start, "share", 1, lasts=lasts) is None
+    up = neighbour(start, "last", 1, lasts=lasts)
+    assert up is not None
+    assert (up.layers, up.fact_token) == ((6, 7), "last")
+    assert layers_where_said(range(8), 8) == (7, 6, 5)
+    assert layers_where_said(range(48), 48) == (47, 40, 33)
+    assert layers_where_said([2], 8) == (2,)
 
 
 def test_layers_are_probed_from_the_likeliest_on_and_few() -> None:
@@ -348,11 +365,37 @@ class FakeBench(Bench):
 def test_steps_find_the_best_and_end(editable: EditableModel) -> None:
     bench = FakeBench(editable, CONTEXTS, ValueStore(Path()), hidden=dict(SCALE.hidden), weight=dict(SCALE.weight))
     search = Search(bench, (Case(EditRequest("0", "a", "{}", "b"), ()),), (), Budget(1e9), range(4))
-    search.run((Candidate(1), Candidate(3), Candidate(2)))
+    search.run((Candidate(1), Candidate(3), Candidate(2), Candidate(3, fact_token="last")))
     best = search.best.candidate
     assert (best.layers, best.protection, best.share, best.neurons) == ((1, 2), 0.3, 0.5, 1.0)
     assert len({t.candidate for t in search.trials}) == len(search.trials), "none was tried twice"
     assert [t.candidate for t in search.trials[:2]] == opening((Candidate(1),))[:2]
+    assert any(t.candidate.fact_token == "last" for t in search.trials), "both places were tried"
+
+
+def test_a_trial_where_objects_are_said_writes_there_and_tells_the_second_round_what_stands(
+    editable: EditableModel, known: tuple[Case, ...], corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[EditContext] = []
+    edit = NSE.edit
+
+    def listening(self: NSE, model: EditableModel, requests: Sequence[EditRequest], context: EditContext) -> EditResult:
+        told.append(context)
+        return edit(self, model, requests, context)
+
+    monkeypatch.setattr(NSE, "edit", listening)
+    bench = Bench(editable, BARE, ValueStore(tmp_path))
+    candidate = Candidate(3, 2, fact_token="last", protection=0.01, tolerance=0.02)
+    bench.measure_hidden(known, [candidate.place])
+    bench.use(collect_second_moments(editable, corpus, layers=(2, 3)), known, (2, 3))
+    assert set(bench.weight) == {(where, layer) for where in FACT_TOKENS for layer in (2, 3)}
+    assert bench.weight["last", 3] != bench.weight["subject_last", 3]
+    trial = bench.run(candidate, rounds_of(known, 2), part="validation", number=1)
+    assert trial.settings.fact_token == "last"
+    assert trial.scores.efficacy >= 0.8
+    assert [len(context.earlier) for context in told] == [0, 3]
+    assert told[1].earlier == tuple(c.request for c in rounds_of(known, 2)[0])
+    assert "last, layers 2-3" in str(trial)
 
 
 def test_no_trial_begins_that_would_not_end_in_time(editable: EditableModel) -> None:
