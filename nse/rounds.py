@@ -14,13 +14,13 @@ from nse.delta import Delta
 from nse.editors.base import CaseReport, EditContext, EditResult, Status
 from nse.factors import PastKeys
 from nse.hyperparameters import Hyperparameters
-from nse.keys import Measurement, key_spread, measure
+from nse.keys import KeyTexts, Measurement
 from nse.postnorm import change_before_norm
 from nse.prompt_keys import around, prompt_keys
 from nse.request import EditRequest
 from nse.spectrum import Dominant, dominant
 from nse.steps import facts_of_round, further_steps
-from nse.subjects import fact_key, subject_key
+from nse.subjects import HeldFact, fact_key, subject_key
 from nse.writing import Columns, check_round, in_force, timed, values_of
 
 
@@ -117,6 +117,7 @@ class _Round:
         self.editable, self.facts, self.requested, self.z = editable, facts, requested, z
         self.context, self.policy, self.columns, self.seconds = context, policy, columns, seconds
         self.hp = context.hyperparameters
+        self.texts = self._texts(facts, first_written=min(columns))
         self.owners: dict[str, list[int]] = {}  # the written requests, by what belongs to them
         self.protected = {layer: self._protected(layer) for layer in columns if self.hp.protected_directions}
 
@@ -163,15 +164,16 @@ class _Round:
     def _measure(self, hidden_layer: int) -> Measurement:
         """Keys of every written layer and hidden states of all facts after `hidden_layer`, under the weights in force now."""
         with timed(self.seconds, "keys"):
-            return measure(
-                self.editable,
-                self.facts,
-                self.context.contexts,
-                key_layers=tuple(self.columns),
-                hidden_layer=hidden_layer,
-                subject_share=self.hp.subject_share,
-                fact_token=self.hp.fact_token,
-            )
+            return self.texts.measure(key_layers=tuple(self.columns), hidden_layer=hidden_layer)
+
+    def _texts(self, facts: Sequence[EditRequest | HeldFact], *, first_written: int = 0) -> KeyTexts:
+        hp = self.hp
+        return KeyTexts(
+            *(self.editable, facts, self.context.contexts),
+            subject_share=hp.subject_share,
+            fact_token=hp.fact_token,
+            first_written=first_written,
+        )
 
     def _distances(self, state: Measurement) -> torch.Tensor:
         """|z - h| (n,) of every fact."""
@@ -266,27 +268,12 @@ class _Round:
                 for layer, keys in prompt_keys(self.editable, facts, layers=layers, fact_token=hp.fact_token).items():
                     found[layer].append(keys * weight**0.5)
             if weight := hp.context_spread_weight:
-                spread = key_spread(
-                    self.editable,
-                    facts,
-                    self.context.contexts,
-                    layers=layers,
-                    subject_share=hp.subject_share,
-                    fact_token=hp.fact_token,
-                )
-                for layer, keys in spread.items():
+                for layer, keys in self._texts(facts).spread(layers=layers).items():
                     found[layer].append(keys * weight**0.5)
             if hp.fact_token == "last" and self.policy.earlier_keys:
                 standing = {fact_key(r): r for r in self.context.earlier if r.case_id not in again}
                 if steps := further_steps(self.editable, list(standing.values()), hp.v_loss_target):
-                    seen = measure(
-                        self.editable,
-                        steps,
-                        self.context.contexts,
-                        key_layers=layers,
-                        hidden_layer=max(layers),
-                        fact_token=hp.fact_token,
-                    )
+                    seen = self._texts(steps).measure(key_layers=layers, hidden_layer=max(layers))
                     for layer, keys in seen.keys.items():
                         found[layer].append(keys * hp.previous_keys_weight**0.5)
         return {layer: torch.cat(keys, dim=1) for layer, keys in found.items() if keys}

@@ -10,7 +10,7 @@ from nse.batch import pad
 from nse.description import check_behaviour
 from nse.evaluation.generate import generate
 from nse.evaluation.score import log_probabilities
-from nse.keys import measure
+from nse.keys import KeyTexts
 from nse.postnorm import change_before_norm
 from nse.tokens import tokenize
 from nse.trace import capture_inputs, capture_outputs, resumed_above, stopped_after
@@ -103,7 +103,10 @@ def test_values_are_those_of_the_oracle(model, context, facts) -> None:
 
 def test_keys_and_states_are_those_of_the_oracle(model, context, facts) -> None:
     layers = context.hyperparameters.layers
-    found = measure(model, facts, context.contexts, key_layers=layers, hidden_layer=layers[-1])
+    texts = KeyTexts(model, facts, context.contexts, first_written=layers[0])
+    found, again = (texts.measure(key_layers=layers, hidden_layer=layers[-1]) for _ in range(2))
+    assert torch.equal(again.hidden, found.hidden)
+    assert all(torch.equal(again.keys[layer], found.keys[layer]) for layer in layers)
     for column, fact in enumerate(facts):
         for layer in layers:
             expected = oracle.key_of(model, model.model, fact, context.contexts, layer)

@@ -3,10 +3,13 @@
 import pytest
 import torch
 
+import nse.keys
+from nse.architecture import EditableModel
 from nse.errors import TokenError
-from nse.keys import measure
+from nse.keys import KeyTexts, measure
 from nse.patch import patched
 from nse.request import EditRequest
+from nse.steps import Step
 from tests.nse import oracle
 from tests.nse.conftest import CONTEXTS
 
@@ -60,3 +63,51 @@ def test_a_share_of_the_key_is_that_of_the_subject_alone(precise, requests) -> N
     torch.testing.assert_close(mixed.keys[1], 0.75 * prompts.keys[1] + 0.25 * subjects.keys[1])
     assert not torch.allclose(prompts.keys[1], subjects.keys[1])
     torch.testing.assert_close(mixed.hidden, prompts.hidden)
+
+
+def passes(editable: EditableModel, monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, list[int]]]:
+    """From now on, of each block that runs its index and its batch's shape."""
+    seen: list[tuple[int, list[int]]] = []
+    for index in range(editable.layers):
+        block = editable.block(index)
+
+        def forward(hidden, *args, of=block.forward, index=index, **kwargs):  # type: ignore[no-untyped-def]
+            seen.append((index, list(hidden.shape[:2])))
+            return of(hidden, *args, **kwargs)
+
+        monkeypatch.setattr(block, "forward", forward, raising=False)
+    return seen
+
+
+def test_a_text_that_another_begins_with_is_read_in_it(precise, monkeypatch) -> None:
+    fact = EditRequest("0", "Anna Berg", "{} lives in", "Rome near Riga")
+    steps = [Step("0", "Anna Berg", "{} lives in", "Rome near Riga", step=n) for n in (1, 2)]
+    alone = [
+        measure(precise, [f], CONTEXTS, key_layers=(1, 2), hidden_layer=2, fact_token="last") for f in (fact, *steps)
+    ]
+    ran = passes(precise, monkeypatch)
+    together = measure(precise, [fact, *steps], CONTEXTS, key_layers=(1, 2), hidden_layer=2, fact_token="last")
+    assert sum(rows for index, (rows, _) in ran if index == 0) == sum(map(len, CONTEXTS)), "one text for all three"
+    for i, seen in enumerate(alone):
+        for layer in (1, 2):
+            torch.testing.assert_close(together.keys[layer][:, i], seen.keys[layer][:, 0], rtol=1e-9, atol=1e-10)
+        torch.testing.assert_close(together.hidden[:, i], seen.hidden[:, 0], rtol=1e-9, atol=1e-10)
+
+
+@pytest.mark.parametrize("room", [1 << 30, 0])
+def test_what_stands_below_the_first_written_layer_is_computed_once_while_there_is_room(
+    editable, requests, monkeypatch, room
+) -> None:
+    monkeypatch.setattr(nse.keys, "MOST_KEPT", room)
+    ran = passes(editable, monkeypatch)
+    texts = KeyTexts(editable, requests, CONTEXTS, first_written=2)
+    first = texts.measure(key_layers=(2, 3), hidden_layer=3)
+    name = editable.parameter_name(2)
+    with patched(editable, {name: editable.base_tensors[name] * 3}):
+        fresh = measure(editable, requests, CONTEXTS, key_layers=(2, 3), hidden_layer=3)
+        ran.clear()
+        again = texts.measure(key_layers=(2, 3), hidden_layer=3)
+    assert {index for index, _ in ran} == ({2, 3} if room else {0, 1, 2, 3})
+    assert torch.equal(again.hidden, fresh.hidden)
+    assert all(torch.equal(again.keys[layer], fresh.keys[layer]) for layer in (2, 3))
+    assert not torch.equal(again.hidden, first.hidden)

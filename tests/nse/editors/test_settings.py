@@ -9,7 +9,7 @@ from nse.editors import get_editor
 from nse.errors import HyperparameterError, StatisticsError
 from nse.factors import FactorStore
 from nse.hyperparameters import Hyperparameters
-from nse.keys import key_spread, measure
+from nse.keys import KeyTexts, measure
 from nse.patch import compose, patched
 from nse.rounds import limited
 from nse.spectrum import dominant, standing_directions
@@ -224,7 +224,7 @@ def test_values_of_the_first_contexts_alone_and_keys_of_all(editable, context, r
 
 def test_the_spread_is_what_the_mean_key_lacks_of_the_keys_of_all_contexts(precise) -> None:
     facts, contexts = [fact(0), fact(1), fact(0)], CONTEXTS
-    spread = key_spread(precise, facts, contexts, layers=(1, 2), subject_share=0.25)
+    spread = KeyTexts(precise, facts, contexts, subject_share=0.25).spread(layers=(1, 2))
     for layer in (1, 2):
         alone = [measure(precise, facts[:2], ((c,),), key_layers=(1, 2), hidden_layer=2) for g in contexts for c in g]
         subject = [
@@ -246,7 +246,7 @@ def test_with_the_spread_in_its_way_an_update_acts_alike_in_every_context(precis
     def unlike(weight: float) -> float:
         own = of(context, layers=(1,), max_passes=1, context_spread_weight=weight)
         layer = get_editor("nse").edit(precise, [fact(0), fact(1)], own).delta.layers[precise.parameter_name(1)]
-        spread = key_spread(precise, [fact(0), fact(1)], context.contexts, layers=(1,))[1]
+        spread = KeyTexts(precise, [fact(0), fact(1)], context.contexts).spread(layers=(1,))[1]
         update = layer.product().double()
         return float((update @ spread).norm() / (update @ layer.keys.double().T).norm())
 
