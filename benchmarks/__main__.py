@@ -29,6 +29,7 @@ class Benchmark:
 
 BENCHMARKS = {
     "values": Benchmark(("--facts", "32", "--oracle-facts", "2"), on_device=True),
+    "keys": Benchmark(("--facts", "20", "--repeat", "1"), on_device=True),
     "solve": Benchmark(("--width", "3072", "--past", "400")),
     "compose": Benchmark(("--d-out", "1024", "--d-in", "3584", "--layers", "2", "--rounds", "60")),
     "evaluation": Benchmark(("--requests", "10"), on_device=True),
