@@ -20,7 +20,7 @@ from nse.tokens import TokenizedPrompt
 from nse.trace import capture_inputs, capture_outputs, resumed_above, stopped_after
 
 MOST_KEPT = 1 << 30
-"""Most bytes of hidden states that are kept from one measurement to the next."""
+"""Most bytes of hidden states that are kept from one measurement to the next, in the processor's memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +136,9 @@ class KeyTexts:
             leaving = {("hidden", hidden_layer): editable.block(hidden_layer)}
             with ExitStack() as stack:
                 if below is not None:
-                    stack.enter_context(resumed_above(editable, self._first_written - 1, lambda: below))
+                    stack.enter_context(
+                        resumed_above(editable, self._first_written - 1, lambda: below.to(editable.device))
+                    )
                 elif self._first_written:
                     leaving["below", 0] = editable.block(self._first_written - 1)
                 stack.enter_context(stopped_after(editable, max((hidden_layer, *key_layers))))
@@ -157,7 +159,7 @@ class KeyTexts:
         """Keeps what enters the first written layer for a batch, as long as there is room."""
         kept = sum(state.nbytes for state in self._below.values())
         if below is not None and kept + below.nbytes <= MOST_KEPT:
-            self._below[group] = below
+            self._below[group] = below.cpu()  # an accelerator has better uses for its memory
 
 
 @dataclass(frozen=True, slots=True)
