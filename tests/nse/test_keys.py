@@ -75,7 +75,7 @@ def passes(editable: EditableModel, monkeypatch: pytest.MonkeyPatch) -> list[tup
             seen.append((index, list(hidden.shape[:2])))
             return of(hidden, *args, **kwargs)
 
-        monkeypatch.setattr(block, "forward", forward, raising=False)
+        monkeypatch.setitem(vars(block), "forward", forward)  # which goes again: blocks have none of their own
     return seen
 
 
