@@ -1,7 +1,7 @@
 """The keys of one round, measured before it and after each of its solves: ours against each text by itself, from its beginning.
 
-On the demo model, with its own settings and with those at subjects. Both are alternated in one process. One command; needs only
-`nse`:
+On the demo model, at the tokens and layers of its own settings and of those at subjects. Both are alternated in one process. One
+command; needs only `nse` and this checkout:
 
     python -m benchmarks.keys --facts 50 --json build/keys.json
 """
