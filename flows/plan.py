@@ -178,13 +178,12 @@ class Round:
         done = [case for earlier in range(place) for case in draft.read(f"results-{earlier}")]
         written = [case["case_id"] for case in done if case["status"] != "skipped"]
         settings = read_settings(path(method.hparams), method.name).settings
-        at_last = settings.fact_token == "last"  # further steps are no part of a delta's keys
         context = EditContext(
             hyperparameters=settings,
             second_moments=second_moments(self.session),
             contexts=read_contexts(path(method.contexts)),
             previous=(*self._deltas(before), *(Delta.load(draft.delta(i)) for i in range(place))),
-            earlier=earlier_requests(self.workspace, before, requests, written, of_others=at_last),
+            earlier=earlier_requests(self.workspace, before, requests, written),
             held=held_facts(read_suite(path(self.workspace.params.suite))),
             values=value_store(self.workspace),
             factors=FactorStore(self.workspace.state / "factors"),

@@ -45,15 +45,13 @@ def earlier_requests(
     active: tuple[ActiveDelta, ...],
     requests: Sequence[EditRequest],
     written: Collection[str] = (),
-    *,
-    of_others: bool = False,
 ) -> tuple[EditRequest, ...]:
     """The requests of all corrections of the subjects of `requests` that are in the weights, in the order of filing.
 
-    These are the corrections whose columns are in `active`, and those that earlier rounds of the same plan have `written`; with
-    `of_others` those of all other subjects too. Of an erased one nothing is left to give.
+    These are the corrections whose columns are in `active`, and those that earlier rounds of the same plan have `written`. Of an
+    erased one nothing is left to give.
     """
-    subjects = None if of_others else {request.subject for request in requests}
+    subjects = {request.subject for request in requests}
     with workspace.ledger().read() as work:
         state = read_state(work, workspace.model, subjects=subjects)
     there = state.held(active) | set(written)

@@ -180,10 +180,14 @@ def merge(deltas: Sequence[Delta]) -> Delta:
             if parameter in delta.layers:
                 own = delta.layers[parameter]
                 index = torch.where(own.case_index >= 0, own.case_index + offset, WHOLE_ROUND).to(torch.int32)
-                parts.append((own.left, own.right, index, own.keys))
+                first, more = own.keys[: len(delta.case_ids)], own.keys[len(delta.case_ids) :]
+                parts.append((own.left, own.right, index, first, more, own.further_index + offset))
             offset += len(delta.case_ids)
-        left, right, indices, keys = zip(*parts, strict=True)
-        layers[parameter] = LayerDelta(torch.cat(left, dim=1), torch.cat(right), torch.cat(indices), torch.cat(keys))
+        left, right, indices, firsts, others, further = zip(*parts, strict=True)
+        keys = torch.cat([*firsts, *others])
+        layers[parameter] = LayerDelta(
+            torch.cat(left, dim=1), torch.cat(right), torch.cat(indices), keys, torch.cat(further)
+        )
     return Delta(layers, tuple(names), deltas[0].base_digest, dict(deltas[0].metadata), _merged_memory(deltas))
 
 

@@ -1,8 +1,9 @@
 """A delta: the low-rank factors of one round, with the correction that each column belongs to. The artifact is the edit.
 
 File layout (safetensors): per rewritten weight `<parameter>.left` (d_out, r), `<parameter>.right` (r, d_in) in float64,
-`<parameter>.case_index` (r,) int32 and `<parameter>.keys` (n, d_in) float32; for a method that keeps a memory beside the weights
-`memory.<name>` and `memory.case_index`; metadata `nse.delta` is canonical JSON.
+`<parameter>.case_index` (r,) int32 and `<parameter>.keys` (n + m, d_in) float32, with `<parameter>.further_index` (m,) int32
+where m is not 0; for a method that keeps a memory beside the weights `memory.<name>` and `memory.case_index`; metadata
+`nse.delta` is canonical JSON.
 """
 
 import json
@@ -17,7 +18,8 @@ from safetensors.torch import save
 
 from nse.errors import DeltaError
 
-SCHEMA = 1
+SCHEMA = 2
+"""2 has further keys, and is written only where there are any; 1 is as before."""
 METADATA_KEY = "nse.delta"
 WHOLE_ROUND = -1
 """The `case_index` of a column that belongs to all facts of its round together: methods that train on them jointly write such."""
@@ -32,13 +34,16 @@ class LayerDelta:
         left: (d_out, r) float64.
         right: (r, d_in) float64.
         case_index: (r,) int32, the fact that each column belongs to, or `WHOLE_ROUND`.
-        keys: (n, d_in) float32, the key of each fact at this layer after the round: K_p of later rounds.
+        keys: (n + m, d_in) float32, the keys at this layer after the round, K_p of later rounds: one of each fact, in their
+            order, then m further ones of facts that are written at several tokens.
+        further_index: (m,) int32, the fact that each further key belongs to.
     """
 
     left: torch.Tensor
     right: torch.Tensor
     case_index: torch.Tensor
     keys: torch.Tensor
+    further_index: torch.Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int32))
 
     def product(self) -> torch.Tensor:
         """The dense update (d_out, d_in), float64."""
@@ -80,7 +85,7 @@ class Memory:
 
     def select(self, places: list[int], new_index: Mapping[int, int]) -> "Memory":
         """The entries at `places`, their facts numbered anew."""
-        index = torch.tensor([new_index[int(self.case_index[p])] for p in places], dtype=torch.int32)
+        index = _renumbered(self.case_index, places, new_index)
         entries = {name: tensor[places] for name, tensor in self.entries.items()}
         texts = tuple(self.texts[p] for p in places) if self.texts else ()
         return Memory(self.kind, entries, index, self.shared, self.settings, texts)
@@ -124,8 +129,14 @@ class Delta:
         layers = {}
         for name, layer in self.layers.items():
             columns = [c for c, case in enumerate(layer.case_index.tolist()) if case in new_index]
-            index = torch.tensor([new_index[int(layer.case_index[c])] for c in columns], dtype=torch.int32)
-            layers[name] = LayerDelta(layer.left[:, columns], layer.right[columns], index, layer.keys[kept])
+            further = [f for f, case in enumerate(layer.further_index.tolist()) if case in new_index]
+            layers[name] = LayerDelta(
+                layer.left[:, columns],
+                layer.right[columns],
+                _renumbered(layer.case_index, columns, new_index),
+                layer.keys[[*kept, *(len(self.case_ids) + f for f in further)]],
+                _renumbered(layer.further_index, further, new_index),
+            )
         memory = self.memory
         if memory is not None:
             places = [place for place, case in enumerate(memory.case_index.tolist()) if case in new_index]
@@ -147,8 +158,10 @@ class Delta:
                 f"{name}.case_index": layer.case_index.contiguous(),
                 f"{name}.keys": layer.keys.contiguous(),
             }
+            if layer.further_index.numel():
+                tensors[f"{name}.further_index"] = layer.further_index.contiguous()
         head = {
-            "schema": SCHEMA,
+            "schema": 2 if any(layer.further_index.numel() for layer in self.layers.values()) else 1,
             "base_digest": self.base_digest,
             "case_ids": self.case_ids,
             "metadata": dict(self.metadata),
@@ -186,9 +199,13 @@ class Delta:
             )
         head = _head(metadata[METADATA_KEY], path)
         names = sorted(n.removesuffix(".left") for n in tensors if n.endswith(".left") and not n.startswith(_MEMORY))
+        tensors = {f"{n}.further_index": torch.zeros(0, dtype=torch.int32) for n in names} | tensors
         try:
             layers = {
-                n: LayerDelta(*(tensors[f"{n}.{p}"] for p in ("left", "right", "case_index", "keys"))) for n in names
+                n: LayerDelta(
+                    *(tensors[f"{n}.{part}"] for part in ("left", "right", "case_index", "keys", "further_index"))
+                )
+                for n in names
             }
         except KeyError as error:
             raise DeltaError(f"{path} lacks the tensor {error}: restore it with `dvc pull`") from error
@@ -199,13 +216,12 @@ class Delta:
 
     def _check(self, path: Path) -> None:
         for name, layer in self.layers.items():
-            r = layer.case_index.numel()
-            fits = layer.left.ndim == layer.right.ndim == layer.keys.ndim == 2 and layer.case_index.ndim == 1
+            r, n, index, further = layer.case_index.numel(), len(self.case_ids), layer.case_index, layer.further_index
+            fits = layer.left.ndim == layer.right.ndim == layer.keys.ndim == 2 and index.ndim == further.ndim == 1
             fits = fits and layer.left.shape[1] == r == layer.right.shape[0]
-            fits = fits and tuple(layer.keys.shape) == (len(self.case_ids), layer.right.shape[1])
-            if not fits or (
-                r and not WHOLE_ROUND <= int(layer.case_index.min()) <= int(layer.case_index.max()) < len(self.case_ids)
-            ):
+            fits = fits and tuple(layer.keys.shape) == (n + further.numel(), layer.right.shape[1])
+            fits = fits and all(WHOLE_ROUND <= case < n for case in index.tolist())
+            if not (fits and all(0 <= case < n for case in further.tolist())):
                 raise DeltaError(f"{path}: the tensors of {name} do not fit each other: restore it with `dvc pull`")
         if self.memory is not None:
             index, entries = self.memory.case_index, self.memory.entries.values()
@@ -213,6 +229,11 @@ class Delta:
             fits = fits and len(self.memory.texts) in (0, len(index))
             if not fits or (len(index) and not 0 <= int(index.min()) <= int(index.max()) < len(self.case_ids)):
                 raise DeltaError(f"{path}: the tensors of its memory do not fit each other: restore it with `dvc pull`")
+
+
+def _renumbered(index: torch.Tensor, places: list[int], new_index: Mapping[int, int]) -> torch.Tensor:
+    """The facts at `places` of an index, numbered anew, int32."""
+    return torch.tensor([new_index[int(index[place])] for place in places], dtype=torch.int32)
 
 
 def _memory_tensors(memory: Memory) -> dict[str, torch.Tensor]:

@@ -19,7 +19,7 @@ from nse.postnorm import change_before_norm
 from nse.prompt_keys import around, prompt_keys
 from nse.request import EditRequest
 from nse.spectrum import Dominant, dominant
-from nse.steps import facts_of_round, further_steps
+from nse.steps import facts_of_round
 from nse.subjects import HeldFact, fact_key, subject_key
 from nse.writing import Columns, check_round, in_force, timed, values_of
 
@@ -130,7 +130,7 @@ class _Round:
             self.owners.setdefault(self._owner(self.facts[place]), []).append(place)
         now = self._corrected_again(written)
         past = {layer: self._past(layer, now) for layer in layers}
-        kept = self._kept(now)
+        kept = self._kept()
         open_, after = written, before
         for number in range(self.hp.max_passes):
             if open_.numel() == 0:
@@ -235,30 +235,33 @@ class _Round:
         return left[:, column] * share, right[column], [f for own in owners for f in own]
 
     def _corrected_again(self, written: torch.Tensor) -> set[str]:
-        """Earlier corrections whose keys are written now to another z."""
-        if not self.hp.joint_values:
+        """Earlier corrections whose keys are written to another z, now or by a later correction of the same fact."""
+        hp, earlier = self.hp, self.context.earlier
+        if not hp.joint_values:
             return set()
-        about = subject_key if self.hp.one_z_per_subject else fact_key
+        about = subject_key if hp.one_z_per_subject else fact_key
         now = {about(self.facts[i]) for i in written.tolist()}
-        return {r.case_id for r in self.context.earlier if about(r) in now}
+        standing = {fact_key(r): r.case_id for r in earlier}
+        return {r.case_id for r in earlier if about(r) in now or standing[fact_key(r)] != r.case_id}
 
     def _past(self, layer: int, again: set[str]) -> PastKeys:
         """K_p: keys of every fact in the active deltas, the latest of each, less those of `again`."""
         name = self.columns[layer].name
         previous = self.context.previous if self.policy.earlier_keys else ()
         deltas = [delta for delta in previous if name in delta.layers]
-        cases = [case for delta in deltas for case in delta.case_ids]
-        latest = {case: place for place, case in enumerate(cases)}
-        kept = [latest[case] == place and case not in again for place, case in enumerate(cases)]
+        latest = {case: number for number, delta in enumerate(deltas) for case in delta.case_ids}
+        kept = []
+        for number, delta in enumerate(deltas):
+            further = (delta.case_ids[place] for place in delta.layers[name].further_index.tolist())
+            kept += [latest[case] == number and case not in again for case in (*delta.case_ids, *further)]
         second_moment = self.context.second_moments.of(self.editable.projection_name(layer))
         blocks = [delta.layers[name].keys for delta in deltas]
         return self.context.factors.past(second_moment, blocks, torch.tensor(kept, dtype=torch.bool))
 
-    def _kept(self, again: set[str]) -> dict[int, torch.Tensor]:
+    def _kept(self) -> dict[int, torch.Tensor]:
         """Keys where nothing shall change, as they are before the round, times the root of their weight.
 
-        Those of the other tokens of all prompts in play, how the keys of the subjects differ between contexts, and those of the
-        further steps of what stands, which K_p has not.
+        Those of the other tokens of all prompts in play, and how the keys of the subjects differ between contexts.
         """
         hp, layers = self.hp, tuple(self.columns)
         found: dict[int, list[torch.Tensor]] = {layer: [] for layer in layers}
@@ -270,19 +273,15 @@ class _Round:
             if weight := hp.context_spread_weight:
                 for layer, keys in self._texts(facts).spread(layers=layers).items():
                     found[layer].append(keys * weight**0.5)
-            if hp.fact_token == "last" and self.policy.earlier_keys:
-                standing = {fact_key(r): r for r in self.context.earlier if r.case_id not in again}
-                if steps := further_steps(self.editable, list(standing.values()), hp.v_loss_target):
-                    seen = self._texts(steps).measure(key_layers=layers, hidden_layer=max(layers))
-                    for layer, keys in seen.keys.items():
-                        found[layer].append(keys * hp.previous_keys_weight**0.5)
         return {layer: torch.cat(keys, dim=1) for layer, keys in found.items() if keys}
 
     def _delta(self, written: torch.Tensor, state: Measurement) -> Delta:
-        requests = written[written < self.requested]
+        requests, rest = written[written < self.requested], written[written >= self.requested]
         place = {int(fact): i for i, fact in enumerate(requests)}
+        steps = rest if self.hp.fact_token == "last" else rest[:0]  # a companion's key is in its own delta
+        further = [self.owners[self._owner(self.facts[step])][0] for step in steps.tolist()]
         layers = {
-            columns.name: columns.delta(place, state.keys[layer][:, requests].T)
+            columns.name: columns.delta(place, state.keys[layer][:, [*place, *steps.tolist()]].T, further)
             for layer, columns in self.columns.items()
             if columns.left
         }

@@ -44,10 +44,20 @@ class Columns:
         parameter = editable.model.get_parameter(self.name)
         parameter.data = rounded(editable, self.name, self.earlier + self._own).to(parameter.device)
 
-    def delta(self, place: dict[int, int], keys: torch.Tensor) -> LayerDelta:
-        """The columns as the update of one weight, facts numbered anew by `place`; keys (n, d_in) after the round."""
-        index = torch.tensor([place[fact] for fact in self.case_index], dtype=torch.int32)
-        return LayerDelta(torch.cat(self.left, dim=1), torch.cat(self.right, dim=0), index, keys.float().contiguous())
+    def delta(self, place: dict[int, int], keys: torch.Tensor, further: Sequence[int] = ()) -> LayerDelta:
+        """The columns as the update of one weight, facts numbered anew by `place`.
+
+        Args:
+            place: New numbers of the n facts.
+            keys: (n + m, d_in) after the round.
+            further: The facts, by their old numbers, that the last m keys belong to.
+        """
+        index, more = (
+            torch.tensor([place[f] for f in facts], dtype=torch.int32) for facts in (self.case_index, further)
+        )
+        return LayerDelta(
+            torch.cat(self.left, dim=1), torch.cat(self.right, dim=0), index, keys.float().contiguous(), more
+        )
 
 
 def as_published(context: EditContext) -> EditContext:

@@ -1,6 +1,7 @@
 """The delta: its algebra and its file."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -29,7 +30,7 @@ def assert_equal(one: Delta, two: Delta) -> None:
     assert (one.case_ids, one.base_digest, one.metadata) == (two.case_ids, two.base_digest, two.metadata)
     assert set(one.layers) == set(two.layers)
     for name in one.layers:
-        for part in ("left", "right", "case_index", "keys"):
+        for part in ("left", "right", "case_index", "keys", "further_index"):
             a, b = getattr(one.layers[name], part), getattr(two.layers[name], part)
             assert a.dtype == b.dtype
             assert torch.equal(a, b)
@@ -85,6 +86,24 @@ def test_dropping_a_fact_that_is_not_there_is_refused(delta) -> None:
         delta.without(["x", "z"])
 
 
+def test_a_fact_takes_its_further_keys_with_it(tmp_path) -> None:
+    one = layer()
+    random, further = torch.randn(4, 6), torch.tensor([2, 0, 1, 2], dtype=torch.int32)
+    with_more = replace(one, keys=torch.cat([one.keys, random]), further_index=further)
+    delta = Delta({"a.weight": with_more}, ("x", "y", "z"), "base", {})
+    delta.save(tmp_path / "d")
+    loaded = Delta.load(tmp_path / "d")
+    assert_equal(loaded, delta)
+    less = loaded.without(["y"]).layers["a.weight"]
+    assert torch.equal(less.keys, torch.cat([one.keys[[0, 2]], random[[0, 1, 3]]]))
+    assert less.further_index.tolist() == [1, 0, 1]
+    for wrong in ([2, 0, 1, 3], [2, 0, 1, -1]):
+        broken = replace(with_more, further_index=torch.tensor(wrong, dtype=torch.int32))
+        replace(delta, layers={"a.weight": broken}).save(tmp_path / "w")
+        with pytest.raises(DeltaError, match="do not fit each other"):
+            Delta.load(tmp_path / "w")
+
+
 def test_a_missing_file_is_refused(tmp_path) -> None:
     with pytest.raises(DeltaError, match=r"none\.safetensors cannot be read"):
         Delta.load(tmp_path / "none.safetensors")
@@ -108,8 +127,8 @@ def write(path, delta: Delta, head: object | None = None, **tensors: torch.Tenso
 
 
 def test_a_file_of_a_newer_schema_asks_for_an_upgrade(delta, tmp_path) -> None:
-    write(tmp_path / "d", delta, {"schema": 2, "base_digest": "", "case_ids": [], "metadata": {}})
-    with pytest.raises(DeltaError, match="has schema 2, this program knows 1: upgrade"):
+    write(tmp_path / "d", delta, {"schema": 3, "base_digest": "", "case_ids": [], "metadata": {}})
+    with pytest.raises(DeltaError, match="has schema 3, this program knows 2: upgrade"):
         Delta.load(tmp_path / "d")
 
 
@@ -146,6 +165,7 @@ def test_a_missing_tensor_is_named(delta, tmp_path) -> None:
         ("case_index", torch.tensor([0, 1, 2, 0, 3], dtype=torch.int32)),
         ("case_index", torch.tensor([0, 1, 2, 0, -2], dtype=torch.int32)),
         ("case_index", torch.tensor([0, 1], dtype=torch.int32)),
+        ("further_index", torch.tensor([0], dtype=torch.int32)),
         ("keys", torch.zeros(2, 6)),
         ("keys", torch.zeros(3, 7)),
     ],

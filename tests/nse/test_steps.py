@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from nse.delta import Delta
 from nse.editors import get_editor
 from nse.errors import HyperparameterError
 from nse.evaluation.generate import generate
@@ -86,32 +87,42 @@ def test_a_target_of_many_tokens_is_said_whole_and_left_out_whole(precise, at_la
     delta = get_editor("nse").edit(precise, [LONG, other], bare).delta
     assert delta.case_ids == ("long", other.case_id)
     layer = delta.layers[precise.parameter_name(1)]
-    assert len(layer.keys) == 2
     assert set(layer.case_index.tolist()) == {0, 1}
     tokens = [len(further_steps(precise, [r], 0.0)) + 1 for r in (LONG, other)]
+    assert layer.further_index.tolist() == [0] * (tokens[0] - 1) + [1] * (tokens[1] - 1)
     assert torch.bincount(layer.case_index).tolist() == tokens
     with patched(precise, compose(precise, [delta])):
         said = generate(precise, [LONG.prompt], max_new_tokens=tokens[0])[0]
     assert said.strip() == LONG.target_new
     without = delta.without({"long"}).layers[precise.parameter_name(1)]
-    assert without.left.shape[1] == tokens[1]
+    assert without.left.shape[1] == len(without.keys) == tokens[1]
 
 
 def test_the_steps_of_what_stands_are_earlier_keys_too(precise, at_last) -> None:
-    first = get_editor("nse").edit(precise, [LONG], at_last).delta
+    name, third = precise.parameter_name(1), fact(2)
+    first = get_editor("nse").edit(precise, [third, LONG], at_last).delta
     steps = further_steps(precise, [LONG], 0.0)
     with patched(precise, compose(precise, [first])):
         keys = measure(precise, steps, CONTEXTS, key_layers=(1,), hidden_layer=1, fact_token="last").keys[1]
+    own = first.without({third.case_id}).layers[name]
+    torch.testing.assert_close(own.keys[1:].T.double(), keys, rtol=1e-5, atol=1e-6)
 
-    def moved(earlier: tuple[EditRequest, ...], new: EditRequest) -> float:
+    def moved(previous: Delta, earlier: tuple[EditRequest, ...], new: EditRequest, method: str = "nse") -> float:
         hp = replace(at_last.hyperparameters, previous_keys_weight=1e6)
-        later = replace(at_last, previous=(first,), earlier=earlier, hyperparameters=hp)
-        update = get_editor("nse").edit(precise, [new], later).delta.layers[precise.parameter_name(1)]
+        later = replace(at_last, previous=(previous,), earlier=earlier, hyperparameters=hp)
+        update = get_editor(method).edit(precise, [new], later).delta.layers[name]
         return float((update.product().double() @ keys).norm())
 
     other, again = fact(3), replace(LONG, case_id="again", target_new="the city of Quito")
-    assert moved((LONG,), other) < 0.1 * moved((), other)
-    assert moved((LONG,), again) > 10 * moved((LONG,), other)  # what is corrected again is free to change
+    told = replace(again, case_id="told")
+    unprotected = moved(first.without({"long"}), (third,), other)
+    for method in ("nse", "memit_seq"):
+        assert moved(first, (third, LONG), other, method) < 0.1 * unprotected
+    assert moved(first, (third, LONG), again) > 10 * moved(
+        first, (third, LONG), other
+    )  # what is corrected again may change
+    # and may go on to when another correction of the same fact stands
+    assert moved(first, (third, LONG, told), other) > 10 * moved(first, (third, LONG), other)
 
 
 def test_a_case_is_as_far_from_its_aim_as_the_furthest_of_its_tokens(precise, at_last, monkeypatch) -> None:
