@@ -6,10 +6,10 @@
 
 The world is a model with facts that it knows: `demo` (the suite's facts, each corrected to another object) or `bios` (the
 invented people in ../shared). `batches` are rounds of 50, `single` are rounds of one edit. Settings are those of
-benchmarks/bench_<world>.yaml. Methods that train first are trained by `nse train` on facts that are not edited, once; the
-file is kept in the folder of records. Writes docs/methods_<world>_<stream>.md and .svg after every order of the stream, and the
-record under build/. An interrupted run goes on where it was. `--estimate` runs the first rounds of each method alone, and says
-from these how long the whole will last.
+benchmarks/bench_<world>.yaml. Methods that train first are trained by `nse train` on facts that neither stream edits, once for
+both; the file is kept in the folder of records. Writes docs/methods_<world>_<stream>.md and .svg after every order of the
+stream, and the record under build/. An interrupted run goes on where it was. `--estimate` runs the first rounds of each method
+alone, and says from these how long the whole will last.
 """
 
 import argparse
@@ -154,8 +154,14 @@ def moments_of(hparams: Path, options: argparse.Namespace) -> Path:
     return output
 
 
-def trained_for(method: str, dataset: Dataset, hparams: Path, options: argparse.Namespace) -> Path:
-    """What `nse train` makes for a method, of facts that the stream does not edit; made if it is not there."""
+def trained_for(method: str, hparams: Path, options: argparse.Namespace) -> Path:
+    """What `nse train` makes for a method, of facts that the longest stream does not edit; made if it is not there.
+
+    A shorter stream of the same seed is its beginning, so what is trained serves both.
+    """
+    options = argparse.Namespace(**vars(options) | {"edits": max(options.edits, *EDITS.values())})
+    tokenizer = AutoTokenizer.from_pretrained(WORLDS[options.world].model)
+    dataset = read_dataset(stream_of(options), tokenizer, edits=options.edits, seed=options.seed)
     cases: Path = options.output / f"{options.world}-{options.edits}-{options.seed}.jsonl"
     cases.parent.mkdir(parents=True, exist_ok=True)
     cases.write_text("".join(json.dumps(asdict(r)) + "\n" for r in lessons(dataset)), encoding="utf-8")
@@ -226,7 +232,7 @@ def main() -> int:
         corpus=world.corpus,
         contexts=world.contexts,
         plot=options.docs / f"{name}.svg",
-        trained={m: trained_for(m, dataset, hparams, options) for m in training},
+        trained={m: trained_for(m, hparams, options) for m in training},
     )
     whole = BenchOptions(
         methods,
