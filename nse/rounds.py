@@ -19,7 +19,7 @@ from nse.postnorm import change_before_norm
 from nse.prompt_keys import around, prompt_keys
 from nse.request import EditRequest
 from nse.spectrum import Dominant, dominant
-from nse.steps import facts_of_round
+from nse.steps import Step, facts_of_round
 from nse.subjects import HeldFact, fact_key, subject_key
 from nse.writing import Columns, check_round, in_force, timed, values_of
 
@@ -276,12 +276,13 @@ class _Round:
         return {layer: torch.cat(keys, dim=1) for layer, keys in found.items() if keys}
 
     def _delta(self, written: torch.Tensor, state: Measurement) -> Delta:
-        requests, rest = written[written < self.requested], written[written >= self.requested]
-        place = {int(fact): i for i, fact in enumerate(requests)}
-        steps = rest if self.hp.fact_token == "last" else rest[:0]  # a companion's key is in its own delta
-        further = [self.owners[self._owner(self.facts[step])][0] for step in steps.tolist()]
+        place = {fact: i for i, fact in enumerate(written[written < self.requested].tolist())}
+        steps = [
+            i for i in written.tolist() if isinstance(self.facts[i], Step)
+        ]  # a companion's key is in its own delta
+        further = [self.owners[self._owner(self.facts[step])][0] for step in steps]
         layers = {
-            columns.name: columns.delta(place, state.keys[layer][:, [*place, *steps.tolist()]].T, further)
+            columns.name: columns.delta(place, state.keys[layer][:, [*place, *steps]].T, further)
             for layer, columns in self.columns.items()
             if columns.left
         }

@@ -6,7 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from itertools import islice, takewhile
+from itertools import accumulate, islice, takewhile
 from typing import Any
 
 from nse.architecture import EditableModel
@@ -41,6 +41,8 @@ FIRST = 100
 """The first edits of a stream, whose retention is told by itself: a quarter of it, but no more than these."""
 AGES = 10
 """Groups of edits by age."""
+READINGS = 40
+"""Perplexity is taken after so many rounds of a stream at most, evenly spread, and at the checkpoints."""
 GATE = 1.1
 """Bound of perplexity as a multiple of the base model's, as in the suites that are shipped."""
 
@@ -98,7 +100,8 @@ def run_part(editable: EditableModel, job: Job, *, progress: Progress = silent) 
     held = _held(suite, dataset) if job.hold else ()
     stream = ordered(dataset.requests, order=job.order, seed=job.seed)
     rounds = in_rounds(stream, job.batch_size)
-    tested, course, failed = checkpoints(len(rounds), job.checkpoints), _Course(), None
+    tested, read = (set(checkpoints(len(rounds), count)) for count in (job.checkpoints, READINGS))
+    course, failed = _Course(), None
     context = None if job.method == BASE else _context(editable, job)
     warm = bool(job.values and job.values.is_dir() and any(job.values.iterdir()))
     if context is not None and texts:
@@ -112,7 +115,7 @@ def run_part(editable: EditableModel, job: Job, *, progress: Progress = silent) 
             course.edits = len(so_far)
             progress("edits", course.edits, len(stream))
             names = [r.case_id for r in standing(so_far)]
-            asked, watched = number in tested, bool(texts and course.rounds)
+            asked, watched = number in tested, bool(texts and course.rounds) and number in tested | read
             if not (asked or watched):
                 continue
             weights = compose(editable, course.deltas) if course.deltas else Weights()
@@ -264,11 +267,13 @@ def _end(course: _Course, stream: Sequence[EditRequest]) -> dict[str, Any]:
 
 
 def _gate(course: _Course) -> dict[str, float]:
-    """How many edits a gate on perplexity alone lets through: those of the rounds before the first that it stops."""
+    """How many edits a gate on perplexity alone lets through: those up to the last reading before the first that it stops."""
     if not course.rounds or math.isnan(course.unedited):
         return {}
-    within = takewhile(lambda r: r["perplexity"] <= GATE * course.unedited, course.rounds)
-    return {"edits_within_gate": sum(r["edits"] for r in within)}
+    edits = accumulate(r["edits"] for r in course.rounds)
+    readings = ((r["perplexity"], n) for r, n in zip(course.rounds, edits, strict=True) if "perplexity" in r)
+    within = takewhile(lambda reading: reading[0] <= GATE * course.unedited, readings)
+    return {"edits_within_gate": max((n for _, n in within), default=0)}
 
 
 def _by_way(name: str, found: Sequence[Right]) -> dict[str, float]:

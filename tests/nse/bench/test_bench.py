@@ -10,8 +10,10 @@ from typing import Any
 import pytest
 import torch
 
+import nse.bench.part
 import nse.bench.program
 import nse.bench.run
+import nse.bench.score
 from nse.architecture import EditableModel, load_model
 from nse.bench import BASE, BenchFiles, BenchOptions, bench
 from nse.bench.job import Job, torch_dtype
@@ -150,6 +152,17 @@ def test_a_bench_asks_everything_after_the_stream_and_at_checkpoints(files: Benc
     assert "perplexity" in svg
     draw(record, files.output.with_name("again.svg"))
     assert files.output.with_name("again.svg").read_text(encoding="utf-8") == svg
+
+
+def test_perplexity_is_read_at_some_rounds_of_a_long_stream(files: BenchFiles, monkeypatch) -> None:
+    monkeypatch.setattr(nse.bench.part, "READINGS", 2)
+    given = iter([3.0, 3.0 * GATE])  # before the stream, then after its third round; after the sixth all is scored
+    monkeypatch.setattr(nse.bench.part, "perplexity_of", lambda editable, texts: next(given))
+    monkeypatch.setattr(nse.bench.score, "perplexity_of", lambda editable, texts: 3.0 * GATE + 0.1)
+    options = replace(OPTIONS, methods=("idle",), batch_size=1, orders=1, checkpoints=1)
+    part = bench(files, options)["methods"]["idle"]["parts"][0]
+    assert [number for number, r in enumerate(part["rounds"], start=1) if "perplexity" in r] == [3, 6]
+    assert part["metrics"]["edits_within_gate"] == 3
 
 
 def test_a_method_that_writes_nothing_scores_as_the_base_does(files: BenchFiles) -> None:
