@@ -42,6 +42,8 @@ def check_plot() -> None:
 def draw(record: Mapping[str, Any], path: Path) -> None:
     """Draws a benchmark into an image file, in the format of its ending; the same record gives the same bytes.
 
+    Curves lie above those of the methods named after theirs; the first method's is thicker.
+
     Raises:
         NseError: If matplotlib is not installed or does not know the format.
     """
@@ -84,7 +86,8 @@ def _panel(axis: "Axes", record: Mapping[str, Any], name: str, title: str) -> No
         means = [statistics.fmean(at[n]) for n in edits]
         colour = "#999999" if method == BASE else f"C{(number - 1) % 10}"
         line = "--" if method == BASE else ("o-", "s-", "^-")[(number - 1) // 10 % 3]
-        axis.plot(edits, means, line, color=colour, label=method, markersize=3, linewidth=1.2)
+        width, above = (2.4 if number == 1 else 1.2), 2 + 1 / (number + 1)
+        axis.plot(edits, means, line, color=colour, label=method, markersize=3, linewidth=width, zorder=above)
         axis.fill_between(edits, [min(at[n]) for n in edits], [max(at[n]) for n in edits], color=colour, alpha=0.15)
     axis.set_title(title, fontsize=10)
     axis.set_xlabel("edits")
