@@ -112,10 +112,11 @@ def edit_stream(
         progress("batch", start // size + 1, -(-len(requests) // size))
         batch = requests[start : start + size]
         corrected = {fact_key(r) for r in requests[: start + size]}
+        written = {case for r in results for case in r.delta.case_ids}
         now = replace(
             context,
             previous=tuple(r.delta for r in results),
-            earlier=tuple(requests[:start]),
+            earlier=tuple(r for r in requests[:start] if r.case_id in written),
             held=tuple(fact for fact in known if fact_key(fact) not in corrected),
         )
         results.append(get_editor(files.method).edit(editable, batch, now))

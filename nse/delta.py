@@ -161,7 +161,7 @@ class Delta:
             if layer.further_index.numel():
                 tensors[f"{name}.further_index"] = layer.further_index.contiguous()
         head = {
-            "schema": 2 if any(layer.further_index.numel() for layer in self.layers.values()) else 1,
+            "schema": SCHEMA if any(layer.further_index.numel() for layer in self.layers.values()) else 1,
             "base_digest": self.base_digest,
             "case_ids": self.case_ids,
             "metadata": dict(self.metadata),

@@ -277,9 +277,8 @@ class _Round:
 
     def _delta(self, written: torch.Tensor, state: Measurement) -> Delta:
         place = {fact: i for i, fact in enumerate(written[written < self.requested].tolist())}
-        steps = [
-            i for i in written.tolist() if isinstance(self.facts[i], Step)
-        ]  # a companion's key is in its own delta
+        # a companion's key is in its own delta
+        steps = [i for i in written.tolist() if isinstance(self.facts[i], Step)]
         further = [self.owners[self._owner(self.facts[step])][0] for step in steps]
         layers = {
             columns.name: columns.delta(place, state.keys[layer][:, [*place, *steps]].T, further)

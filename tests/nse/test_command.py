@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from nse.architecture import load_model
 from nse.command import EditFiles, StreamOptions, collect, edit_stream
 from nse.delta import Delta
+from nse.editors.nse import NSE
 from nse.errors import ArchitectureError, HyperparameterError, NseError, RequestError, StatisticsError
 from nse.hyperparameters import read_hyperparameters
 from nse.patch import compose, version_digest
@@ -139,6 +140,40 @@ def test_a_stream_of_skipped_facts_gives_the_base_and_says_so(files, tmp_path) -
     report = edit_stream(files, output=tmp_path / "out", options=StreamOptions(2))
     assert {r["status"] for r in report["requests"]} == {"skipped"}
     assert report["digests"]["edited"] == report["digests"]["base"]
+
+
+def test_a_round_is_told_of_the_earlier_ones_that_were_written(files, tmp_path, monkeypatch) -> None:
+    edit, told = NSE.edit, []
+
+    def seen(self, editable, requests, context):
+        told.append(([r.case_id for r in context.earlier], [case for d in context.previous for case in d.case_ids]))
+        return edit(self, editable, requests, context)
+
+    monkeypatch.setattr(NSE, "edit", seen)
+    edit_stream(files, output=tmp_path / "all", options=StreamOptions(2))
+    assert [len(earlier) for earlier, _ in told] == [0, 2, 4]
+    files.hparams.write_text(json.dumps(SETTINGS | {"upper_bound": 1e-9}))
+    edit_stream(files, output=tmp_path / "none", options=StreamOptions(2))
+    assert all(earlier == previous for earlier, previous in told)
+
+
+def test_the_delta_of_a_stream_at_the_last_token_has_the_keys_of_all_its_tokens(files, tmp_path, monkeypatch) -> None:
+    edit, rounds = NSE.edit, []
+
+    def seen(self, editable, requests, context):
+        rounds.append(edit(self, editable, requests, context))
+        return rounds[-1]
+
+    monkeypatch.setattr(NSE, "edit", seen)
+    files.hparams.write_text(json.dumps(SETTINGS | {"fact_token": "last"}))
+    edit_stream(files, output=tmp_path / "out", options=StreamOptions(2))
+    whole = Delta.load(tmp_path / "out" / "delta.safetensors")
+    for name, layer in whole.layers.items():
+        assert layer.further_index.numel() > 0
+        for delta in (done.delta for done in rounds):
+            own = whole.without(set(whole.case_ids) - set(delta.case_ids)).layers[name]
+            assert torch.equal(own.keys, delta.layers[name].keys)
+            assert torch.equal(own.further_index, delta.layers[name].further_index)
 
 
 def test_second_moments_are_written_by_contract(files, folder) -> None:
