@@ -46,14 +46,14 @@ def earlier_requests(
     requests: Sequence[EditRequest],
     written: Collection[str] = (),
 ) -> tuple[EditRequest, ...]:
-    """The requests of all corrections of the subjects of `requests` that are in the weights, in the order of filing.
+    """The requests of all corrections in the weights that a round has to know, in the order of filing.
 
-    These are the corrections whose columns are in `active`, and those that earlier rounds of the same plan have `written`. Of an
-    erased one nothing is left to give.
+    These are the corrections of the subjects of `requests` and of all facts that were corrected more than once, as far as their
+    columns are in `active` or earlier rounds of the same plan have `written` them. Of an erased one nothing is left to give.
     """
     subjects = {request.subject for request in requests}
     with workspace.ledger().read() as work:
-        state = read_state(work, workspace.model, subjects=subjects)
+        state = read_state(work, workspace.model, subjects=subjects, corrected_again=True)
     there = state.held(active) | set(written)
     return tuple(request_of(c) for identity, c in state.corrections.items() if identity in there and not c.erased)
 

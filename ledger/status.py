@@ -204,10 +204,15 @@ class ModelState:
         yield from clusters.values()
 
 
-def read_state(work: UnitOfWork, model: str, *, subjects: Collection[str] | None = None) -> ModelState:
-    """Read what the ledger says about a model, or about these subjects of it (in any spelling)."""
+def read_state(
+    work: UnitOfWork, model: str, *, subjects: Collection[str] | None = None, corrected_again: bool = False
+) -> ModelState:
+    """Read what the ledger says about a model, or about these subjects of it (in any spelling).
+
+    With `corrected_again` also about every fact of which a correction supersedes another.
+    """
     connection = work.connection
-    corrections = work.corrections(model) if subjects is None else _about(connection, model, subjects)
+    corrections = work.corrections(model) if subjects is None else _about(connection, model, subjects, corrected_again)
     ids = None if subjects is None else [c.id for c in corrections]
     results = _parts(connection, CaseResult, model, tables.changeset_result.c.correction_id, ids)
     deltas = None if ids is None else {result.delta for _, result in results if result.delta}
@@ -268,10 +273,13 @@ def _state(
     )
 
 
-def _about(connection: Connection, model: str, subjects: Collection[str]) -> list[Correction]:
+def _about(connection: Connection, model: str, subjects: Collection[str], corrected_again: bool) -> list[Correction]:
     """The corrections of some subjects, and all that they supersede or are superseded by."""
     table, statement = tables.correction, repository.with_text(Correction)
     ids = repository.owners(connection, Correction, "subject_key", {subject_key(subject) for subject in subjects})
+    if corrected_again:
+        superseding = select(table.c.id).where(table.c.model == model, table.c.supersedes.is_not(None))
+        ids = {*ids, *connection.scalars(superseding)}
     named = repository.in_chunks(connection, statement, table.c.id, ids)
     rows = {row["id"]: row for row in named if row["model"] == model}
     last = dict(rows)

@@ -34,8 +34,8 @@ class EditContext:
         second_moments: C0 of the base model.
         contexts: Context templates for values and keys.
         previous: Active deltas, in ledger order: the weights to start from, and K_p.
-        earlier: Requests of the facts in `previous`, in their order, those of the subjects that are edited now at least; where
-            the corrections of a subject share a z, these are written again.
+        earlier: Requests of the facts in `previous`, in their order, at least those of the subjects that are edited now, which
+            are written again where the corrections of a subject share a z, and of the facts that were corrected more than once.
         held: Known facts of subjects, to be left in place where the method can.
         values: Cache of z's, if any.
         factors: Factors of C0 and whitened keys of `previous`, kept from round to round.

@@ -112,6 +112,9 @@ def test_the_state_of_one_subject_and_every_diff_are_those_of_the_whole_model(to
             assert {i: own_statuses[i] for i in own} == {i: statuses[i] for i in own}
             of_part = part.stretches()
             assert {i: of_part.get(i) for i in own} == {i: stretches.get(i) for i in own}
+        again = read_state(work, MODEL, subjects=[], corrected_again=True)
+        assert again.replacers == {i: by for i, by in state.replacers.items() if by}
+        assert set(again.corrections) == {i for earlier, by in again.replacers.items() for i in (earlier, *by)}
         for a in state.heads.values():
             for b in state.heads.values():
                 found = diff(work, MODEL, a, b)
