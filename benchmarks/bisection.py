@@ -30,6 +30,7 @@ from flows.workspace import Workspace
 from ledger.keys import KEYS
 from nse.command import collect
 from nse.evaluation.suites import read_suite
+from nse.hyperparameters import read_hyperparameters
 from nse.request import EditRequest
 
 DEMO = Path(__file__).resolve().parent.parent / "demo"
@@ -49,7 +50,8 @@ def workspace_in(folder: Path) -> Workspace:
         user="Nightly Job <nightly@example.org>",
     )
     workspace = init(folder / "space", setup)
-    collect(model=DEMO / "model", corpus=DEMO / "corpus.txt", layers=(1, 2), output=workspace.second_moment)
+    layers = read_hyperparameters(DEMO / "hparams.yaml").settings.layers
+    collect(model=DEMO / "model", corpus=DEMO / "corpus.txt", layers=layers, output=workspace.second_moment)
     return workspace
 
 
