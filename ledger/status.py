@@ -279,7 +279,7 @@ def _about(connection: Connection, model: str, subjects: Collection[str], correc
     ids = repository.owners(connection, Correction, "subject_key", {subject_key(subject) for subject in subjects})
     if corrected_again:
         superseding = select(table.c.id).where(table.c.model == model, table.c.supersedes.is_not(None))
-        ids = {*ids, *connection.scalars(superseding)}
+        ids += connection.scalars(superseding)
     named = repository.in_chunks(connection, statement, table.c.id, ids)
     rows = {row["id"]: row for row in named if row["model"] == model}
     last = dict(rows)
