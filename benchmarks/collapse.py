@@ -26,8 +26,9 @@ from nse.architecture import EditableModel, load_model
 from nse.contexts import sample_contexts
 from nse.delta import Delta
 from nse.editors import EditContext, get_editor, read_settings
+from nse.evaluation.answers import same_answer
 from nse.evaluation.collapse import vital_signs
-from nse.evaluation.generate import generate, same_answer
+from nse.evaluation.generate import generate
 from nse.evaluation.suites import read_suite
 from nse.patch import compose, patched
 from nse.request import EditRequest, read_requests
@@ -89,7 +90,7 @@ class Round:
 
 def right(editable: EditableModel, asked: Sequence[tuple[str, str]]) -> list[bool]:
     """Whether free generation gives each answer."""
-    said = generate(editable, [prompt for prompt, _ in asked])
+    said = generate(editable, [prompt for prompt, _ in asked], expected=[expected for _, expected in asked])
     return [same_answer(text, expected) for text, (_, expected) in zip(said, asked, strict=True)]
 
 

@@ -19,9 +19,9 @@ import torch
 
 from benchmarks.table import HERE, device_of, load, machine, show, write
 from nse.architecture import EditableModel
-from nse.evaluation.generate import ANSWER_TOKENS, answer
+from nse.evaluation.answers import END_OF_ANSWER, answer, ended, holds_sign
+from nse.evaluation.generate import ANSWER_TOKENS
 from nse.evaluation.probes import Probe, request_probes
-from nse.evaluation.questions import END_OF_ANSWER
 from nse.evaluation.run import CaseOutcome, ask, probes_of
 from nse.evaluation.suites import Suite, read_suite
 from nse.request import EditRequest, read_requests
@@ -52,9 +52,9 @@ def naive_score(editable: EditableModel, prompt: str, target: str) -> tuple[floa
 
 
 @torch.no_grad()
-def naive_generation(editable: EditableModel, prompt: str) -> str:
-    """What the model says after one prompt."""
-    ids = torch.tensor([tokenize(editable.tokenizer, prompt).ids], device=editable.device)
+def naive_generation(editable: EditableModel, probe: Probe) -> str:
+    """What the model says to one probe."""
+    ids = torch.tensor([tokenize(editable.tokenizer, probe.prompt).ids], device=editable.device)
     said: list[int] = []
     cache, length = None, 0
     while len(said) < ANSWER_TOKENS:
@@ -64,7 +64,10 @@ def naive_generation(editable: EditableModel, prompt: str) -> str:
         if int(ids) == editable.tokenizer.eos_token_id:
             break
         said.append(int(ids))
-        if END_OF_ANSWER.search(editable.decode(said[-1:])):
+        if holds_sign(probe.expected):
+            if ended(editable.decode(said), probe.expected, rule=probe.rule):
+                break
+        elif END_OF_ANSWER.search(editable.decode(said[-1:])):
             break
     return editable.decode(said)
 
@@ -75,7 +78,7 @@ def naive(editable: EditableModel, probes: list[Probe]) -> list[tuple[float, boo
     for probe in probes:
         score, tokens = naive_score(editable, probe.prompt, probe.expected)
         foil = naive_score(editable, probe.prompt, probe.foil) if probe.foil is not None else (math.log(0.5), 1)
-        text = answer(naive_generation(editable, probe.prompt))
+        text = answer(naive_generation(editable, probe), probe.expected, rule=probe.rule)
         found.append((score, score / tokens > foil[0] / foil[1], text))
     return found
 

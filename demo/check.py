@@ -18,7 +18,8 @@ import torch
 from demo.world import HERE, World, read_world
 from nse.architecture import EditableModel, load_model
 from nse.contexts import read_contexts
-from nse.evaluation.generate import generate, same_answer
+from nse.evaluation.answers import same_answer
+from nse.evaluation.generate import generate
 from nse.evaluation.score import log_probabilities
 from nse.hyperparameters import Hyperparameters, read_hyperparameters
 from nse.request import EditRequest
@@ -33,7 +34,8 @@ def known(editable: EditableModel, world: World, *, front: str = "") -> dict[str
     asked = [
         (f, number, t.format(f.subject)) for f in world.facts for number, t in enumerate(world.templates[f.relation])
     ]
-    texts = generate(editable, [f"{front} {p}".strip() for _, _, p in asked])
+    prompts = [f"{front} {p}".strip() for _, _, p in asked]
+    texts = generate(editable, prompts, expected=[fact.object for fact, _, _ in asked])
     right = [same_answer(text, fact.object) for (fact, _, _), text in zip(asked, texts, strict=True)]
     wrong = [f"{p} -> {t.strip()}" for (_, _, p), t, ok in zip(asked, texts, right, strict=True) if not ok]
     return {"share": sum(right) / len(right), "wrong_examples": wrong[:: max(1, len(wrong) // 5)][:5]}

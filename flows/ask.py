@@ -12,7 +12,8 @@ from flows.session import Session, request_of
 from ledger.records import Correction, HeadMove
 from ledger.status import ModelState, read_state
 from ledger.views import resolve_version
-from nse.evaluation.generate import answer, generate, next_tokens
+from nse.evaluation.answers import answer
+from nse.evaluation.generate import generate, next_tokens
 from nse.evaluation.run import Evaluation
 from nse.evaluation.suites import GateResult, Suite, read_suite
 

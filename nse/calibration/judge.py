@@ -7,7 +7,8 @@ from typing import Any
 
 from nse.architecture import EditableModel
 from nse.batch import Progress, silent
-from nse.evaluation.generate import generate, same_answer
+from nse.evaluation.answers import same_answer
+from nse.evaluation.generate import generate
 from nse.evaluation.probes import Probe
 from nse.tokens import tokenize
 
@@ -59,8 +60,9 @@ def right(editable: EditableModel, questions: Sequence[tuple[str, str]], *, prog
     if not questions:
         return []
     lengths = [len(tokenize(editable.tokenizer, prompt, target=answer).target_ids) for prompt, answer in questions]
-    texts = generate(editable, [p for p, _ in questions], max_new_tokens=max(lengths) + 2, progress=progress)
-    return [same_answer(text, answer) for text, (_, answer) in zip(texts, questions, strict=True)]
+    prompts, expected = [prompt for prompt, _ in questions], [answer for _, answer in questions]
+    texts = generate(editable, prompts, expected=expected, max_new_tokens=max(lengths) + 2, progress=progress)
+    return [same_answer(text, answer) for text, answer in zip(texts, expected, strict=True)]
 
 
 def scores(

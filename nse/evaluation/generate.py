@@ -1,6 +1,5 @@
-"""Greedy free generation, and the rule by which a generated text is taken for an answer."""
+"""Greedy free generation, and what a model would say next."""
 
-import re
 from collections.abc import Sequence
 
 import torch
@@ -8,7 +7,7 @@ import torch
 from nse.architecture import EditableModel
 from nse.batch import Progress, silent
 from nse.evaluation.probes import Rule
-from nse.evaluation.questions import END_OF_ANSWER, Question, reply
+from nse.evaluation.questions import Question, reply
 from nse.memories import routed
 from nse.tokens import join, tokenize
 
@@ -17,42 +16,37 @@ ANSWER_TOKENS = 20
 
 
 def generate(
-    editable: EditableModel, prompts: Sequence[str], *, max_new_tokens: int = ANSWER_TOKENS, progress: Progress = silent
+    editable: EditableModel,
+    prompts: Sequence[str],
+    *,
+    expected: Sequence[str] = (),
+    max_new_tokens: int = ANSWER_TOKENS,
+    progress: Progress = silent,
 ) -> list[str]:
     """Continues each prompt greedily.
 
+    Args:
+        editable: The model.
+        prompts: What to continue; equal ones are continued once.
+        expected: Of each prompt the text that its answer will be compared with, if there is any.
+        max_new_tokens: Most tokens of a text.
+        progress: Called as `progress(stage, done, total)`.
+
     Returns:
-        The generated texts without their prompts, up to an EOS or the first token that ends a clause.
+        The generated texts without their prompts, up to an EOS or the first token that ends a clause; past that only where the
+        expected text has such a sign inside (`nse.evaluation.answers`).
 
     Raises:
         TokenError: If a prompt has no token or leaves no room for the answer.
     """
-    questions = [Question(prompt) for prompt in dict.fromkeys(prompts)]
+    pairs = list(zip(prompts, expected or [""] * len(prompts), strict=True))
+    wanted: dict[str, dict[tuple[str, Rule], None]] = {}
+    for prompt, text in pairs:
+        wanted.setdefault(prompt, {})[text, "equals"] = None
+    questions = [Question(prompt, expected=tuple(texts)) for prompt, texts in wanted.items()]
     replies = reply(editable, questions, max_new_tokens=max_new_tokens, stage="free generation", progress=progress)
-    texts = {question.prompt: found.generated for question, found in zip(questions, replies, strict=True)}
-    return [texts[prompt] for prompt in prompts]
-
-
-def answer(text: str) -> str:
-    """The answer in a generated text: what stands before the first sign that ends a clause."""
-    return END_OF_ANSWER.split(text.strip(), maxsplit=1)[0].strip()
-
-
-def same_answer(generated: str, expected: str) -> bool:
-    """Whether a generated text answers `expected`: equal after case, spaces and punctuation are made one."""
-    return _normal(answer(generated)) == _normal(answer(expected) or expected)
-
-
-def satisfies(generated: str, expected: str, *, rule: Rule) -> bool:
-    """Whether a generated text is, contains or lacks `expected`; whole words count, up to where the answer ends."""
-    if rule == "equals":
-        return same_answer(generated, expected)
-    contains = f" {_normal(expected)} " in f" {_normal(generated)} "
-    return contains == (rule == "contains")
-
-
-def _normal(text: str) -> str:
-    return " ".join(re.sub(r"[^\w\s]", " ", text.casefold()).split())
+    found = {question.prompt: said for question, said in zip(questions, replies, strict=True)}
+    return [found[prompt].judged_by(text) for prompt, text in pairs]
 
 
 @torch.no_grad()

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-SCHEMA = 2
+SCHEMA = 3
 """Part of the name of kept answers: raise it when the rule by which a text is an answer changes, or what is kept or measured."""
 
 

@@ -7,7 +7,6 @@ the most probable one, it is what the model would have said; only what departs f
 """
 
 import math
-import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -17,12 +16,12 @@ import torch
 from nse.architecture import EditableModel
 from nse.batch import TOKENS_PER_BATCH, Progress, by_length, halved, silent
 from nse.errors import TokenError
+from nse.evaluation.answers import END_OF_ANSWER, ended, holds_sign
 from nse.evaluation.prefixes import Cell, Prefix, Row, gathered, read, run
+from nse.evaluation.probes import Rule
 from nse.memories import routed
 from nse.tokens import TokenizedPrompt, join, tokenize
 
-END_OF_ANSWER = re.compile(r"[.,;:!?\n]")
-"""A generated token that holds one of these is the last that is asked for."""
 TOKENS_IN_CACHE = 256
 """Padded tokens in one pass over trunks on a processor: a quarter faster per token than 1,024, measured on the demo model."""
 ROWS = 128
@@ -31,10 +30,11 @@ ROWS = 128
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """A prompt, and the texts after it whose probabilities are asked."""
+    """A prompt, the texts after it whose probabilities are asked, and those that the answer is judged by, with their rules."""
 
     prompt: str
     targets: tuple[str, ...] = ()
+    expected: tuple[tuple[str, Rule], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,13 +43,19 @@ class Reply:
 
     Attributes:
         scores: By target, in the question's order.
-        generated: The text.
+        generated: The text, up to the first token that ends a clause.
         right: By target, whether each of its tokens is the most probable one after those before it.
+        whole: The text as far as an expected text with a sign inside needs it.
     """
 
     scores: tuple[tuple[float, int], ...]
     generated: str
     right: tuple[bool, ...] = ()
+    whole: str = ""
+
+    def judged_by(self, expected: str) -> str:
+        """The text that is judged by `expected`, one of those that the question named."""
+        return self.whole if holds_sign(expected) else self.generated
 
 
 @dataclass(slots=True)
@@ -81,10 +87,12 @@ class _Task:
 
     Attributes:
         texts: Those of its targets, then the prompt's if the model speaks; the first is the trunk.
+        expected: The expected texts that have a sign inside: the model speaks until each of their answers is at its end.
         trunk: Number of the pass that runs the trunk, and its row there.
     """
 
     texts: list[_Text]
+    expected: list[tuple[str, Rule]]
     trunk: tuple[int, int] = (-1, -1)
     scores: list[tuple[float, int]] = field(default_factory=list)
     right: list[bool] = field(default_factory=list)
@@ -125,7 +133,7 @@ def reply(
         editable: The model.
         questions: What to ask.
         max_new_tokens: Most tokens that the model shall say after each prompt: up to an EOS, or the first token that ends a
-            clause; 0 for none.
+            clause, or to where the answer ends for each expected text that has a sign inside; 0 for none.
         stage: Name of the progress.
         progress: Called as `progress(stage, done, total)`.
 
@@ -158,7 +166,7 @@ def _replies(asking: "_Asking", questions: Sequence[Question], seen: Callable[[i
             halved(asking.follow, waiting, what="prompts")
             waiting = []
         seen(read_ - len(waiting))
-    return [Reply(tuple(task.scores), asking.editable.decode(task.said), tuple(task.right)) for task in tasks]
+    return [asking.replied(task) for task in tasks]
 
 
 class _Asking:
@@ -188,7 +196,13 @@ class _Asking:
         for part in parts:  # a target's last token predicts nothing that is asked
             start, end = _shared(parts[0].ids, part.ids), len(part.ids) - bool(part.target_ids)
             texts.append(_Text(part.ids, part.prompt_length, start, end))
-        return _Task(texts)
+        return _Task(texts, [(text, rule) for text, rule in question.expected if holds_sign(text)])
+
+    def replied(self, task: _Task) -> Reply:
+        """The reply of a task that is done."""
+        first = next((i for i, token in enumerate(task.said, 1) if self._ends_clause(token)), len(task.said))
+        whole, generated = self.editable.decode(task.said), self.editable.decode(task.said[:first])
+        return Reply(tuple(task.scores), generated, tuple(task.right), whole)
 
     def read(self, tasks: Sequence[_Task]) -> list[_Speaker]:
         """Runs the trunks and branches of some tasks and fills in their scores; returns those that are not at an end."""
@@ -233,11 +247,11 @@ class _Asking:
         """Lets the model speak on, a token at a time; those that have come to an end leave."""
         prefix = gathered([speaker.before for speaker in speakers])
         said = [list(speaker.task.said) for speaker in speakers]
-        open_ = said
+        open_ = [(speaker.task, tokens) for speaker, tokens in zip(speakers, said, strict=True)]
         while open_:
-            hidden, prefix = run(self.editable, [tokens[-1:] for tokens in open_], after=prefix)
+            hidden, prefix = run(self.editable, [tokens[-1:] for _, tokens in open_], after=prefix)
             best = self.editable.head(hidden[:, -1]).argmax(dim=-1).tolist()
-            stay = [row for row, token in enumerate(best) if not self._say(open_[row], token)]
+            stay = [row for row, token in enumerate(best) if not self._say(*open_[row], token)]
             open_, prefix = [open_[row] for row in stay], prefix.select(stay)
         for speaker, tokens in zip(speakers, said, strict=True):  # only now: a batch that does not fit is tried again
             speaker.task.said = tokens
@@ -247,20 +261,30 @@ class _Asking:
         """Lets the model say the draft as far as it agrees, and one token more; whether it has come to an end."""
         task.said = []
         for token, drafted in zip(best, (*task.draft, None), strict=True):
-            if self._say(task.said, token):
+            if self._say(task, task.said, token):
                 return True
             if token != drafted:
                 break
         return False
 
-    def _say(self, said: list[int], token: int) -> bool:
+    def _say(self, task: _Task, said: list[int], token: int) -> bool:
         """Adds a token to what the model has said, unless it is EOS; whether that is the end."""
         if token == self.editable.tokenizer.eos_token_id:
             return True
         said.append(token)
+        return len(said) == self.limit or self._answered(task, said)
+
+    def _answered(self, task: _Task, said: list[int]) -> bool:
+        """Whether what the model has said holds a whole answer, for each expected text that has a sign inside as well."""
+        if not task.expected:
+            return self._ends_clause(said[-1])
+        text = self.editable.decode(said)
+        return all(ended(text, expected, rule=rule) for expected, rule in task.expected)
+
+    def _ends_clause(self, token: int) -> bool:
         if token not in self._ends:
             self._ends[token] = END_OF_ANSWER.search(self.editable.decode([token])) is not None
-        return self._ends[token] or len(said) == self.limit
+        return self._ends[token]
 
 
 def _alike(branches: Sequence[tuple[_Task, _Text]]) -> Iterator[list[tuple[_Task, _Text]]]:

@@ -9,13 +9,14 @@ from transformers import PreTrainedTokenizerBase
 
 from nse.architecture import EditableModel
 from nse.batch import Progress, silent
+from nse.evaluation.answers import answer, satisfies
 from nse.evaluation.collapse import vital_signs
-from nse.evaluation.generate import ANSWER_TOKENS, answer, satisfies
+from nse.evaluation.generate import ANSWER_TOKENS
 from nse.evaluation.metrics import shares
 from nse.evaluation.misleading import World, misleading_probes
 from nse.evaluation.outcomes import SCHEMA, CaseOutcome, OutcomeStore
-from nse.evaluation.probes import Probe, request_probes, untouched_probes
-from nse.evaluation.questions import Question, reply
+from nse.evaluation.probes import Probe, Rule, request_probes, untouched_probes
+from nse.evaluation.questions import Question, Reply, reply
 from nse.evaluation.score import perplexity
 from nse.evaluation.suites import Suite
 from nse.fingerprint import json_digest
@@ -97,22 +98,25 @@ def ask_once(
 def ask(editable: EditableModel, probes: Sequence[Probe], *, progress: Progress = silent) -> tuple[CaseOutcome, ...]:
     """Asks each probe under the weights in force; probes with one prompt share what is computed for it."""
     targets: dict[str, dict[str, None]] = {}
+    expected: dict[str, dict[tuple[str, Rule], None]] = {}
     for probe in probes:
         targets.setdefault(probe.prompt, {})[probe.expected] = None
+        expected.setdefault(probe.prompt, {})[probe.expected, probe.rule] = None
     for probe in probes:  # after what is expected: the first target is taken for a draft of the generated text
         if probe.foil is not None:
             targets[probe.prompt][probe.foil] = None
-    questions = [Question(prompt, tuple(texts)) for prompt, texts in targets.items()]
+    questions = [Question(prompt, tuple(texts), tuple(expected[prompt])) for prompt, texts in targets.items()]
     replies = reply(editable, questions, max_new_tokens=ANSWER_TOKENS, stage="probes", progress=progress)
     found = {
-        question.prompt: (dict(zip(question.targets, zip(r.scores, r.right, strict=True), strict=True)), r.generated)
+        question.prompt: (dict(zip(question.targets, zip(r.scores, r.right, strict=True), strict=True)), r)
         for question, r in zip(questions, replies, strict=True)
     }
     return tuple(_outcome(probe, *found[probe.prompt]) for probe in probes)
 
 
-def _outcome(probe: Probe, scores: Mapping[str, tuple[tuple[float, int], bool]], generated: str) -> CaseOutcome:
+def _outcome(probe: Probe, scores: Mapping[str, tuple[tuple[float, int], bool]], said: Reply) -> CaseOutcome:
     """Judges a reply; `scores` are by target: log-probability in nats and number of tokens, whether all are the most probable."""
+    generated = said.judged_by(probe.expected)
     (score, tokens), argmax = scores[probe.expected]
     foil, length = scores[probe.foil][0] if probe.foil is not None else (math.log(0.5), 1)
     preferred = score / tokens > foil / length
@@ -124,7 +128,7 @@ def _outcome(probe: Probe, scores: Mapping[str, tuple[tuple[float, int], bool]],
         expected=probe.expected if probe.rule == "equals" else f"{probe.rule} {probe.expected}",
         probability=math.exp(score),
         preferred=preferred != lacks,
-        generated=answer(generated),
+        generated=answer(generated, probe.expected, rule=probe.rule),
         passed=satisfies(generated, probe.expected, rule=probe.rule),
         nats=-score / tokens,
         foil_nats=None if probe.foil is None else -foil / length,

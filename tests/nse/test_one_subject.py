@@ -10,7 +10,8 @@ from nse.architecture import EditableModel, load_model
 from nse.contexts import read_contexts
 from nse.delta import Delta
 from nse.editors import EditContext, get_editor
-from nse.evaluation.generate import generate, same_answer
+from nse.evaluation.answers import same_answer
+from nse.evaluation.generate import generate
 from nse.evaluation.suites import Suite, held_facts, read_suite
 from nse.hyperparameters import read_hyperparameters
 from nse.patch import compose, patched
@@ -80,7 +81,7 @@ def nights(model: EditableModel, context: EditContext, stream: list[EditRequest]
 
 def right(model: EditableModel, deltas: list[Delta], wanted: dict[str, str]) -> list[bool]:
     with patched(model, compose(model, deltas)):
-        said = generate(model, list(wanted))
+        said = generate(model, list(wanted), expected=list(wanted.values()))
     return [same_answer(text, expected) for text, expected in zip(said, wanted.values(), strict=True)]
 
 

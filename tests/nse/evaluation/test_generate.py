@@ -1,10 +1,11 @@
-"""Free generation against transformers' own, and the rule that finds the answer."""
+"""Free generation against transformers' own."""
 
 import pytest
 import torch
 
 from nse.errors import TokenError
-from nse.evaluation.generate import END_OF_ANSWER, answer, generate, next_tokens, same_answer
+from nse.evaluation.answers import END_OF_ANSWER
+from nse.evaluation.generate import generate, next_tokens
 
 PROMPTS = ["Anna Berg lives in", "The home of", "Эмма", "Boris", "Clara Dahl lives in", "Anna Berg lives in"]
 
@@ -58,37 +59,6 @@ def test_nothing_asked_is_nothing_answered(editable) -> None:
 def test_a_prompt_that_leaves_no_room_is_refused(editable) -> None:
     with pytest.raises(TokenError, match="with the answer the model takes 96"):
         generate(editable, ["so and " * 60])
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        (" Oslo, the capital", "Oslo"),
-        ("Oslo", "Oslo"),
-        ("\n Oslo\nand", "Oslo"),
-        (" Rio de Janeiro. It", "Rio de Janeiro"),
-        ("", ""),
-        ("?", ""),
-    ],
-)
-def test_the_answer_is_what_stands_before_the_end_of_a_clause(text, expected) -> None:
-    assert answer(text) == expected
-
-
-@pytest.mark.parametrize(
-    ("generated", "expected", "same"),
-    [
-        (" oslo.", "Oslo", True),
-        (" Saint-Denis, in", "Saint Denis", True),
-        (" New  York", "New York", True),
-        (" Oslo is", "Oslo", False),
-        ("", "Oslo", False),
-        (" Washington", "Washington, D.C.", True),
-        (" Санкт-Петербург", "санкт петербург", True),
-    ],
-)
-def test_answers_are_compared_without_case_spaces_and_punctuation(generated, expected, same) -> None:
-    assert same_answer(generated, expected) is same
 
 
 @torch.no_grad()

@@ -10,8 +10,9 @@ from transformers import Gemma2Config, Gemma2ForCausalLM, MistralConfig, Mistral
 from nse.architecture import EditableModel, load_model
 from nse.errors import TokenError
 from nse.evaluation import questions as module
+from nse.evaluation.answers import END_OF_ANSWER
 from nse.evaluation.prefixes import gathered, run
-from nse.evaluation.questions import END_OF_ANSWER, Question, Reply, reply
+from nse.evaluation.questions import Question, Reply, reply
 from nse.tokens import TokenizedPrompt, tokenize
 from tests.nse.conftest import VOCABULARY, byte_level, corpus_lines, fast
 

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from nse.editors.nse import NSE
-from nse.evaluation.generate import answer, generate, same_answer
+from nse.evaluation.answers import answer, same_answer
+from nse.evaluation.generate import generate
 from nse.evaluation.outcomes import OutcomeStore
 from nse.evaluation.probes import KnownFact, Probe
 from nse.evaluation.run import evaluate, probes_of
@@ -138,6 +139,7 @@ def test_the_signs_of_collapse_are_among_the_metrics(editable) -> None:
 
 def test_answers_kept_under_another_rule_are_not_read(tmp_path) -> None:
     (tmp_path / "version.json").write_text(json.dumps({"key": {"kind": "canary"}}))  # as schema 1 named its files
+    (tmp_path / "version.2.json").write_text(json.dumps({"key": {"kind": "canary"}}))  # expected texts were cut
     assert OutcomeStore(tmp_path).read("version") == {}
 
 
