@@ -17,9 +17,10 @@ import nse.bench.score
 from nse.architecture import EditableModel, load_model
 from nse.bench import BASE, BenchFiles, BenchOptions, bench
 from nse.bench.job import Job, torch_dtype
-from nse.bench.part import GATE, finite, first_edits
+from nse.bench.part import GATE, finite
 from nse.bench.plot import draw
 from nse.bench.program import program_digest
+from nse.bench.retention import first_edits, retention_first
 from nse.bench.run import in_words, remaining
 from nse.bench.score import Prose, score
 from nse.bench.streams import questions_about, read_dataset
@@ -29,6 +30,7 @@ from nse.delta import Delta
 from nse.editors import EDITORS, EditContext, EditResult
 from nse.editors.base import CaseReport, NoSettings
 from nse.errors import ArchitectureError, HyperparameterError, NseError, RequestError, StatisticsError, TrainingError
+from nse.evaluation.retention import wilson
 from nse.patch import Weights, patched
 from nse.request import EditRequest
 from nse.statistics import SecondMoments
@@ -128,7 +130,8 @@ def test_a_bench_asks_everything_after_the_stream_and_at_checkpoints(files: Benc
         for part in told["parts"]:
             assert [(c["edits"], c["facts"]) for c in part["checkpoints"]] == [(2, 2), (4, 4), (6, 6)]
             assert len(part["cases"]) == 6
-            assert part["metrics"]["retention_first"] is not None
+            assert [c["retention_first_facts"] for c in part["checkpoints"]] == [2, 2, 2]
+            assert part["metrics"]["retention_first"] == part["checkpoints"][-1]["retention_first"]
             assert part["ages"][0]["from"] == 1
             assert part["ages"][-1]["to"] == 6
     new, base = metrics_of(record, "nse"), metrics_of(record, BASE)
@@ -345,6 +348,24 @@ def test_numbers_that_are_not_finite_are_none_in_a_record() -> None:
 
 def test_the_first_edits_are_a_quarter_but_no_more_than_a_hundred() -> None:
     assert [first_edits(n) for n in (1, 8, 100, 400, 2000)] == [1, 2, 25, 100, 100]
+
+
+def test_the_first_edits_are_taken_from_those_that_stand() -> None:
+    stream = [f"old {i}" for i in range(8)] + [f"new {i}" for i in range(8)]
+    cases = {"old 6": (1, 1, 1), "old 7": (1, 1, 0), **{f"new {i}": (0, 0, 1) for i in range(6)}}
+    found = retention_first(cases, stream)
+    assert found["retention_first_facts"] == 4, "a quarter of the stream, although two of its first eight edits stand"
+    assert found["retention_first"] == 0.5
+    assert found["retention_first_generation"] == 0.75
+    assert found["retention_first_generation_low"] == wilson(3, 4)[0]
+    assert retention_first({"new 7": (1, 1, 1)}, stream)["retention_first_facts"] == 1
+    assert retention_first({}, stream) == {}
+
+
+def test_what_was_not_asked_in_a_way_does_not_count_there() -> None:
+    found = retention_first({"a": (None, 1, 1), "b": (1, 0, 0)}, [*"abcdefgh"])
+    assert (found["retention_first"], found["retention_first_accuracy"]) == (1.0, 0.5)
+    assert "retention_first" not in retention_first({"a": (None, 1, 1)}, ["a"])
 
 
 def test_a_part_is_made_anew_when_the_program_is_another(files: BenchFiles, monkeypatch: pytest.MonkeyPatch) -> None:
