@@ -41,6 +41,8 @@ AGES = 10
 """Groups of edits by age."""
 READINGS = 40
 """Perplexity is taken after so many rounds of a stream at most, evenly spread, and at the checkpoints."""
+WRITINGS = 5
+"""Texts are written at so many checkpoints at most, evenly spread: a text takes as long as many questions."""
 GATE = 1.1
 """Bound of perplexity as a multiple of the base model's, as in the suites that are shipped."""
 
@@ -99,6 +101,7 @@ def run_part(editable: EditableModel, job: Job, *, progress: Progress = silent) 
     stream = ordered(dataset.requests, order=job.order, seed=job.seed)
     rounds = in_rounds(stream, job.batch_size)
     tested, read = (set(checkpoints(len(rounds), count)) for count in (job.checkpoints, READINGS))
+    written = {sorted(tested)[place - 1] for place in checkpoints(len(tested), WRITINGS)}
     course, failed = _Course(), None
     context = None if job.method == BASE else _context(editable, job)
     warm = bool(job.values and job.values.is_dir() and any(job.values.iterdir()))
@@ -119,8 +122,8 @@ def run_part(editable: EditableModel, job: Job, *, progress: Progress = silent) 
             weights = compose(editable, course.deltas) if course.deltas else Weights()
             with patched(editable, weights):
                 if asked:
-                    end = prose if number == len(rounds) else None
-                    course.last = score(editable, names, questions, texts=texts, prose=end, seed=job.seed)
+                    about = prose if number in written else None
+                    course.last = score(editable, names, questions, texts=texts, prose=about, seed=job.seed)
                 if watched:
                     seen = course.last.metrics["perplexity"] if asked else perplexity_of(editable, texts)
                     course.rounds[-1]["perplexity"] = seen
@@ -251,10 +254,11 @@ def _end(course: _Course, stream: Sequence[EditRequest]) -> dict[str, Any]:
         end = min(start + size, len(stream))
         if own := between(start, end):
             ages.append({"from": start + 1, "to": end, "facts": len(own), **by_way("efficacy", own)})
+    cases = sorted(course.last.cases.items())
     return {
         "first_edits": first_edits(len(stream)),
         "ages": ages,
-        "cases": {name: [int(right) for right in ways] for name, ways in sorted(course.last.cases.items())},
+        "cases": {name: [right if right is None else int(right) for right in ways] for name, ways in cases},
         "metrics": {**course.last.metrics, **_gate(course), **_cost(course)},
     }
 
