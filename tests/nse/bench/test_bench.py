@@ -18,7 +18,7 @@ from nse.architecture import EditableModel, load_model
 from nse.bench import BASE, BenchFiles, BenchOptions, bench
 from nse.bench.job import Job, torch_dtype
 from nse.bench.part import GATE, finite
-from nse.bench.plot import draw
+from nse.bench.plot import curve, draw
 from nse.bench.program import program_digest
 from nse.bench.retention import first_edits, retention_first
 from nse.bench.run import in_words, remaining
@@ -154,7 +154,14 @@ def test_a_bench_asks_everything_after_the_stream_and_at_checkpoints(files: Benc
     assert streams[0][0] != streams[0][1]
     assert record["methods"]["nse"]["settings"]["max_passes"] == 1
     svg = files.output.with_suffix(".svg").read_text(encoding="utf-8")
-    assert "perplexity" in svg
+    for title in (
+        "perplexity",
+        "first edits: argmax",
+        "harmonic mean: against the other object",
+        "fluency",
+        "consistency",
+    ):
+        assert f"<!-- {title}" in svg
     draw(record, files.output.with_name("again.svg"))
     assert files.output.with_name("again.svg").read_text(encoding="utf-8") == svg
 
@@ -448,6 +455,31 @@ def test_the_best_of_the_methods_is_marked_never_the_base() -> None:
     _, rows = shown["text and cost"]
     assert [[c.best for c in row] for row in rows] == [[False] * 4, [False, True, False, False], [False] * 4]
     assert "| b | **80.0** |" in markdown(record)
+
+
+def test_a_curve_has_a_gap_where_an_order_has_no_number() -> None:
+    one = [{"edits": 2, "perplexity": 3.0}, {"edits": 4, "perplexity": None}, {"edits": 6, "perplexity": 8.0}]
+    other = [{"edits": 2, "perplexity": 5.0}, {"edits": 4, "perplexity": 5.0}]
+    parts = [{"checkpoints": one}, {"checkpoints": other}]
+    edits, spreads = curve(parts, "perplexity")
+    assert edits == [2, 4, 6]
+    assert spreads[0] == (3.0, 4.0, 5.0)
+    assert all(math.isnan(value) for spread in spreads[1:] for value in spread)
+    edits, spreads = curve(parts[:1], "perplexity")
+    assert edits == [2, 4, 6]
+    assert [math.isnan(mean) for _, mean, _ in spreads] == [False, True, False]
+    assert curve(parts[:1], "fluency") == ([], [])
+
+
+def test_what_was_not_measured_has_no_panel_and_a_record_of_failures_is_drawn(tmp_path: Path) -> None:
+    record = record_of({"a": [part(0) | {"checkpoints": [{"edits": 2, "efficacy_generation": 0.5}]}]})
+    draw(record, tmp_path / "plot.svg")
+    svg = (tmp_path / "plot.svg").read_text(encoding="utf-8")
+    assert svg.count("free generation, %") == 1
+    assert "argmax" not in svg
+    draw(record_of({"a": [part(0, failed={"edits": None, "reason": "x"})]}), tmp_path / "nothing.svg")
+    with pytest.raises(NseError, match=r"cannot be drawn .* name it .svg or .png"):
+        draw(record, tmp_path / "plot.unknown")
 
 
 def test_numbers_that_are_not_finite_are_none_in_a_record() -> None:
