@@ -132,7 +132,9 @@ def notes(record: Mapping[str, Any]) -> list[str]:
             f"First edits: the first {_count(facts)} of those that stand at the end; at least: the lower end of the 95%"
             " interval of their share."
         )
-    cases = next((p["cases"] for told in record["methods"].values() for p in told["parts"] if p.get("cases")), {})
+    cases: Mapping[str, Any] = next(
+        (p["cases"] for told in record["methods"].values() for p in told["parts"] if p.get("cases")), {}
+    )
     if lone := sum(by_probability is None for by_probability, *_ in cases.values()):
         found.append(f"{lone} of {len(cases)} cases name no other object: by probability they are left out.")
     if any(spread["without"] for own in summaries for spread in own.values()):
