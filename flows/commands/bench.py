@@ -98,8 +98,8 @@ def trained_files(pairs: list[str]) -> dict[str, Path]:
 
 
 def show(record: dict[str, Any]) -> None:
-    """Prints the tables: a row per method, the best of a column in bold."""
-    from nse.bench.summary import tables
+    """Prints the tables: a row per method, the best of a column in bold; and what a reader has to know of them."""
+    from nse.bench.summary import notes, tables
 
     stream = record["stream"]
     OUT.print(
@@ -114,3 +114,5 @@ def show(record: dict[str, Any]) -> None:
         for row in rows:
             table.add_row(*(Text(cell.text, style="bold" if cell.best else "") for cell in row))
         OUT.print(table)
+    for line in notes(record):
+        OUT.print(line, markup=False)

@@ -70,7 +70,7 @@ class BenchOptions:
         seed: Of the orders, of what methods draw, of sampled contexts.
         hold: Whether methods are given known facts, the suite's or the dataset's, to be left in place.
         asked: Most questions of a kind about a case; 0 asks all.
-        prose: Most cases of which a text is written at the end, for fluency and consistency.
+        prose: Most cases of which a text is written, for fluency and consistency, at five checkpoints at most.
         isolated: Whether every part runs in a process of its own.
         dtype: Name of the type of the model's weights.
         device_map: As transformers takes it.

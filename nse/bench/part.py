@@ -1,7 +1,6 @@
 """One part of a benchmark: one method on one order of the stream, round upon round, with everything asked at checkpoints."""
 
 import math
-import statistics
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -13,7 +12,8 @@ from nse.architecture import EditableModel
 from nse.batch import Progress, silent
 from nse.bench.job import BASE, Job
 from nse.bench.memory import Peak
-from nse.bench.score import WAYS, Prose, Right, Scores, perplexity_of, score
+from nse.bench.retention import by_way, first_edits, retention_first
+from nse.bench.score import Prose, Right, Scores, perplexity_of, score
 from nse.bench.streams import Dataset, checkpoints, in_rounds, ordered, questions_about, read_dataset, standing
 from nse.contexts import read_contexts
 from nse.corpus import open_corpus
@@ -37,12 +37,12 @@ REFERENCES = 20
 """Texts that name the new object of a case, at most."""
 LONGEST = 400
 """Characters of such a text at most."""
-FIRST = 100
-"""The first edits of a stream, whose retention is told by itself: a quarter of it, but no more than these."""
 AGES = 10
 """Groups of edits by age."""
 READINGS = 40
 """Perplexity is taken after so many rounds of a stream at most, evenly spread, and at the checkpoints."""
+WRITINGS = 5
+"""Texts are written at so many checkpoints at most, evenly spread: a text takes as long as many questions."""
 GATE = 1.1
 """Bound of perplexity as a multiple of the base model's, as in the suites that are shipped."""
 
@@ -101,6 +101,7 @@ def run_part(editable: EditableModel, job: Job, *, progress: Progress = silent) 
     stream = ordered(dataset.requests, order=job.order, seed=job.seed)
     rounds = in_rounds(stream, job.batch_size)
     tested, read = (set(checkpoints(len(rounds), count)) for count in (job.checkpoints, READINGS))
+    written = {sorted(tested)[place - 1] for place in checkpoints(len(tested), WRITINGS)}
     course, failed = _Course(), None
     context = None if job.method == BASE else _context(editable, job)
     warm = bool(job.values and job.values.is_dir() and any(job.values.iterdir()))
@@ -121,8 +122,8 @@ def run_part(editable: EditableModel, job: Job, *, progress: Progress = silent) 
             weights = compose(editable, course.deltas) if course.deltas else Weights()
             with patched(editable, weights):
                 if asked:
-                    end = prose if number == len(rounds) else None
-                    course.last = score(editable, names, questions, texts=texts, prose=end, seed=job.seed)
+                    about = prose if number in written else None
+                    course.last = score(editable, names, questions, texts=texts, prose=about, seed=job.seed)
                 if watched:
                     seen = course.last.metrics["perplexity"] if asked else perplexity_of(editable, texts)
                     course.rounds[-1]["perplexity"] = seen
@@ -130,6 +131,7 @@ def run_part(editable: EditableModel, job: Job, *, progress: Progress = silent) 
                 course.asked += course.last.asked
                 course.asking += course.last.seconds
                 where = {"edits": course.edits, "facts": len(names), "version": version_digest(editable, weights)}
+                course.last.metrics.update(retention_first(course.last.cases, [r.case_id for r in stream]))
                 course.checkpoints.append({**where, **course.last.metrics})
     except (NseError, RuntimeError) as error:  # torch's own errors are RuntimeErrors
         failed = {"edits": course.edits, "reason": " ".join(str(error).split()) or type(error).__name__}
@@ -240,13 +242,8 @@ def _prose(job: Job, requests: Sequence[EditRequest]) -> Prose | None:
     return Prose(tuple(chosen), {r.case_id: tuple(naming[r.target_new]) for r in chosen})
 
 
-def first_edits(edits: int) -> int:
-    """How many edits are the first of a stream."""
-    return min(FIRST, -(-edits // 4))
-
-
 def _end(course: _Course, stream: Sequence[EditRequest]) -> dict[str, Any]:
-    """What holds at the end of a stream: all metrics, each case, and what is left of the first edits and of each age."""
+    """What holds at the end of a stream: all metrics, each case, and what is left of the edits of each age."""
     size, places = -(-len(stream) // AGES), {r.case_id: place for place, r in enumerate(stream)}
 
     def between(start: int, end: int) -> list[Right]:
@@ -256,13 +253,13 @@ def _end(course: _Course, stream: Sequence[EditRequest]) -> dict[str, Any]:
     for start in range(0, len(stream), size):
         end = min(start + size, len(stream))
         if own := between(start, end):
-            ages.append({"from": start + 1, "to": end, "facts": len(own), **_by_way("efficacy", own)})
-    first = _by_way("retention_first", between(0, first_edits(len(stream))))
+            ages.append({"from": start + 1, "to": end, "facts": len(own), **by_way("efficacy", own)})
+    cases = sorted(course.last.cases.items())
     return {
         "first_edits": first_edits(len(stream)),
         "ages": ages,
-        "cases": {name: [int(right) for right in ways] for name, ways in sorted(course.last.cases.items())},
-        "metrics": {**course.last.metrics, **first, **_gate(course), **_cost(course)},
+        "cases": {name: [right if right is None else int(right) for right in ways] for name, ways in cases},
+        "metrics": {**course.last.metrics, **_gate(course), **_cost(course)},
     }
 
 
@@ -274,10 +271,6 @@ def _gate(course: _Course) -> dict[str, float]:
     readings = ((r["perplexity"], n) for r, n in zip(course.rounds, edits, strict=True) if "perplexity" in r)
     within = takewhile(lambda reading: reading[0] <= GATE * course.unedited, readings)
     return {"edits_within_gate": max((n for _, n in within), default=0)}
-
-
-def _by_way(name: str, found: Sequence[Right]) -> dict[str, float]:
-    return {f"{name}{way}": statistics.fmean(ways[i] for ways in found) for i, way in enumerate(WAYS) if found}
 
 
 def _cost(course: _Course) -> dict[str, float]:

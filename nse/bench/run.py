@@ -24,7 +24,7 @@ from nse.editors import get_editor, read_settings
 from nse.errors import NseError
 from nse.fingerprint import file_digest, json_digest
 
-SCHEMA = 2
+SCHEMA = 3
 
 
 def bench(

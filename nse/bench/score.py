@@ -10,14 +10,15 @@ from nse.batch import Progress, silent
 from nse.bench.streams import Questions
 from nse.evaluation.fluency import free_text_metrics
 from nse.evaluation.metrics import WAYS, literature, shares
+from nse.evaluation.outcomes import CaseOutcome
 from nse.evaluation.run import ask
 from nse.evaluation.score import perplexity
 from nse.request import EditRequest
 
 __all__ = ["WAYS", "Prose", "Right", "Scores", "perplexity_of", "score"]
 
-Right = tuple[bool, bool, bool]
-"""Whether a question is answered right in each of the `WAYS`."""
+Right = tuple[bool | None, bool, bool]
+"""Whether a question is answered right in each of the `WAYS`; None by probability where there is no other object."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,17 +64,30 @@ def score(
     begun = time.perf_counter()
     outcomes = ask(editable, probes, progress=progress)
     seconds = time.perf_counter() - begun
-    metrics = {**shares(outcomes), **literature(outcomes)}
+    metrics = judged(outcomes)
     if texts:
         metrics["perplexity"] = perplexity_of(editable, texts)
-    if prose is not None and not math.isnan(
-        metrics.get("perplexity", 0.0)
+    told = [r for r in prose.requests if r.case_id in set(cases)] if prose else []
+    if (
+        prose and told and not math.isnan(metrics.get("perplexity", 0.0))
     ):  # where nothing is a number nothing is written
-        asked = set(cases)
-        told = [r for r in prose.requests if r.case_id in asked]
         metrics |= free_text_metrics(editable, told, references=prose.references, seed=seed)
-    own = {o.case_id: (o.preferred, o.argmax == 1, o.passed) for o in outcomes if o.kind == "efficacy"}
+    own: dict[str, Right] = {
+        o.case_id: (o.preferred if o.foil_nats is not None else None, o.argmax, o.passed)
+        for o in outcomes
+        if o.kind == "efficacy"
+    }
     return Scores(metrics, own, len(probes), seconds)
+
+
+def judged(outcomes: Sequence[CaseOutcome]) -> dict[str, float]:
+    """The metrics of answers; by probability those alone that have another object to compare with."""
+    found, compared = shares(outcomes), shares(o for o in outcomes if o.foil_nats is not None)
+    for kind in dict.fromkeys(o.kind for o in outcomes):
+        del found[kind]
+        if kind in compared:
+            found[kind] = compared[kind]
+    return {**found, **literature(outcomes)}
 
 
 def perplexity_of(editable: EditableModel, texts: Sequence[str]) -> float:

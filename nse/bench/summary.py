@@ -38,14 +38,16 @@ TABLES: dict[str, tuple[Column, ...]] = {
         *_shares("_generation"),
         Column("untouched_generation", "untouched"),
         Column("retention_first_generation", "first edits"),
+        Column("retention_first_generation_low", "of them, at least", 0),
     ),
     "by argmax, teacher-forced, %": _shares("_accuracy"),
     "by probability against the other object, %": _shares(""),
     "text and cost": (
         Column("perplexity", "perplexity", -1, percent=False),
         Column("edits_within_gate", "edits before +10%", percent=False),
-        Column("fluency", "fluency", percent=False),
-        Column("consistency", "consistency"),
+        # neither is better by being more: a broken model writes varied text
+        Column("fluency", "fluency", 0, percent=False),
+        Column("consistency", "consistency", 0),
         Column("unconverged", "unconverged", 0, percent=False),
         Column("skipped", "skipped", 0, percent=False),
         Column("seconds_per_edit", "s per edit", -1, percent=False),
@@ -63,29 +65,48 @@ class Cell:
 
 
 def summary(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Mean, lowest and highest of each metric over the orders that came to their end; and how the others failed."""
+    """Mean, lowest and highest of each metric over the orders; and how those failed that did not come to their end.
+
+    Where an order failed, or its figure is no finite number, there is no mean: it would be that of the better orders. `without`
+    says how many of the `orders` those are, lowest and highest are of the others.
+    """
     whole = [p for p in parts if p["failed"] is None]
     cold = [p for p in whole if not p["warm"]]
-    found: dict[str, dict[str, float]] = {}
+    failed = [{"order": p["order"], **p["failed"]} for p in parts if p["failed"] is not None]
+    found = {}
     for name in dict.fromkeys(name for p in whole for name in p["metrics"]):
         counted = cold if name in COLD and cold else whole
-        values = [v for p in counted if (v := p["metrics"].get(name)) is not None]
-        if values:
-            found[name] = {"mean": statistics.fmean(values), "low": min(values), "high": max(values)}
-    failed = [{"order": p["order"], **p["failed"]} for p in parts if p["failed"] is not None]
+        found[name] = _spread([p["metrics"].get(name) for p in counted] + [None] * len(failed))
     return {"orders": len(whole), "metrics": found, "failed": failed}
+
+
+def _spread(figures: Sequence[float | None]) -> dict[str, float | None]:
+    values = [figure for figure in figures if figure is not None]
+    without = len(figures) - len(values)
+    return {
+        "mean": None if without else statistics.fmean(values),
+        "low": min(values, default=None),
+        "high": max(values, default=None),
+        "without": without,
+        "orders": len(figures),
+    }
 
 
 def tables(record: Mapping[str, Any]) -> dict[str, tuple[list[str], list[list[Cell]]]]:
     """By title, the header and the rows of each table: a row per method, the base first; metrics that nobody has are left out."""
     methods = record["methods"]
     metrics = {name: told["summary"]["metrics"] for name, told in methods.items()}
+    blank = {name: "" if told["summary"]["orders"] else "failed" for name, told in methods.items()}
     shown = {}
     for title, columns in TABLES.items():
         present = [c for c in columns if any(c.name in own for own in metrics.values())]
         best = {c.name: _best(c, metrics) for c in present}
         rows = [
-            [Cell(name), *(_cell(c, own.get(c.name), best[c.name]) for c in present)] for name, own in metrics.items()
+            [
+                Cell(name),
+                *(_cell(c, own[c.name], best[c.name]) if c.name in own else Cell(blank[name]) for c in present),
+            ]
+            for name, own in metrics.items()
         ]
         if present:
             shown[title] = (["method", *(c.title for c in present)], rows)
@@ -102,6 +123,33 @@ def failures(record: Mapping[str, Any]) -> list[str]:
     ]
 
 
+def notes(record: Mapping[str, Any]) -> list[str]:
+    """What a reader of the tables has to know of this record, a line each."""
+    summaries = [told["summary"]["metrics"] for told in record["methods"].values()]
+    found = []
+    if facts := [own["retention_first_facts"] for own in summaries if "retention_first_facts" in own]:
+        found.append(
+            f"First edits: the first {_count(facts)} of those that stand at the end; at least: the lower end of the 95%"
+            " interval of their share."
+        )
+    cases: Mapping[str, Any] = next(
+        (p["cases"] for told in record["methods"].values() for p in told["parts"] if p.get("cases")), {}
+    )
+    if lone := sum(by_probability is None for by_probability, *_ in cases.values()):
+        found.append(f"{lone} of {len(cases)} cases name no other object: by probability they are left out.")
+    if any(spread["without"] for own in summaries for spread in own.values()):
+        found.append(
+            '"Without": orders that failed, or whose figure is infinite or no number. There is no mean then; what stands before'
+            " is of the other orders, and never the best."
+        )
+    return found
+
+
+def _count(spreads: Sequence[Mapping[str, Any]]) -> str:
+    low, high = min(s["low"] for s in spreads), max(s["high"] for s in spreads)
+    return f"{low}" if low == high else f"{low} to {high}"
+
+
 def markdown(record: Mapping[str, Any]) -> str:
     """The tables in Markdown, with what they are of."""
     stream = record["stream"]
@@ -112,7 +160,7 @@ def markdown(record: Mapping[str, Any]) -> str:
     for title, (header, rows) in tables(record).items():
         text += ["", f"**{title}**", "", f"| {' | '.join(header)} |", f"|---|{'--:|' * (len(header) - 1)}"]
         text += [f"| {' | '.join(f'**{c.text}**' if c.best else c.text for c in row)} |" for row in rows]
-    lines = [f"- {line}" for line in failures(record)]
+    lines = [f"- {line}" for line in (*notes(record), *failures(record))]
     return "\n".join([*text, *(["", *lines] if lines else [])]) + "\n"
 
 
@@ -122,19 +170,22 @@ def _orders(count: int) -> str:
 
 def _best(column: Column, metrics: Mapping[str, Mapping[str, Any]]) -> float | None:
     """The best mean among methods; nothing where there is no better and worse, or one method alone."""
-    values: list[float] = [
-        own[column.name]["mean"] for name, own in metrics.items() if name != BASE and column.name in own
-    ]
+    found = [own[column.name]["mean"] for name, own in metrics.items() if name != BASE and column.name in own]
+    values: list[float] = [mean for mean in found if mean is not None]
     if not column.better or len(values) < 2:
         return None
     return max(values) if column.better > 0 else min(values)
 
 
-def _cell(column: Column, found: Mapping[str, float] | None, best: float | None) -> Cell:
-    if found is None:
-        return Cell("")
+def _cell(column: Column, found: Mapping[str, Any], best: float | None) -> Cell:
+    mean, without = found["mean"], found["without"]
+    if without == found["orders"]:
+        return Cell("no number")
     scale = 100 if column.percent else 1
-    mean, low, high = (scale * found[name] for name in ("mean", "low", "high"))
-    places = 1 if column.percent or abs(mean) >= 10 else 2
-    spread = f" ({low:.{places}f}-{high:.{places}f})" if high > low else ""
-    return Cell(f"{mean:.{places}f}{spread}", best is not None and found["mean"] == best)
+    low, high = scale * found["low"], scale * found["high"]
+    places = 1 if column.percent or abs(high) >= 10 else 2
+    spread = f"{low:.{places}f}-{high:.{places}f}" if high > low else f"{high:.{places}f}"
+    if without:
+        return Cell(f"{spread}, {without} of {found['orders']} without")
+    text = f"{scale * mean:.{places}f}"
+    return Cell(f"{text} ({spread})" if high > low else text, best is not None and mean == best)

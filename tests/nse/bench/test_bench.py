@@ -17,9 +17,10 @@ import nse.bench.score
 from nse.architecture import EditableModel, load_model
 from nse.bench import BASE, BenchFiles, BenchOptions, bench
 from nse.bench.job import Job, torch_dtype
-from nse.bench.part import GATE, finite, first_edits
-from nse.bench.plot import draw
+from nse.bench.part import GATE, finite
+from nse.bench.plot import curve, draw
 from nse.bench.program import program_digest
+from nse.bench.retention import first_edits, retention_first
 from nse.bench.run import in_words, remaining
 from nse.bench.score import Prose, score
 from nse.bench.streams import questions_about, read_dataset
@@ -29,6 +30,8 @@ from nse.delta import Delta
 from nse.editors import EDITORS, EditContext, EditResult
 from nse.editors.base import CaseReport, NoSettings
 from nse.errors import ArchitectureError, HyperparameterError, NseError, RequestError, StatisticsError, TrainingError
+from nse.evaluation.metrics import WAYS
+from nse.evaluation.retention import wilson
 from nse.patch import Weights, patched
 from nse.request import EditRequest
 from nse.statistics import SecondMoments
@@ -128,9 +131,11 @@ def test_a_bench_asks_everything_after_the_stream_and_at_checkpoints(files: Benc
         for part in told["parts"]:
             assert [(c["edits"], c["facts"]) for c in part["checkpoints"]] == [(2, 2), (4, 4), (6, 6)]
             assert len(part["cases"]) == 6
-            assert part["metrics"]["retention_first"] is not None
+            assert [c["retention_first_facts"] for c in part["checkpoints"]] == [2, 2, 2]
+            assert part["metrics"]["retention_first"] == part["checkpoints"][-1]["retention_first"]
             assert part["ages"][0]["from"] == 1
             assert part["ages"][-1]["to"] == 6
+            assert part["checkpoints"][-1]["fluency"] == part["metrics"]["fluency"]
     new, base = metrics_of(record, "nse"), metrics_of(record, BASE)
     assert new["efficacy"]["mean"] > base["efficacy"]["mean"]
     for name in ("perplexity", "fluency", "consistency"):
@@ -149,7 +154,14 @@ def test_a_bench_asks_everything_after_the_stream_and_at_checkpoints(files: Benc
     assert streams[0][0] != streams[0][1]
     assert record["methods"]["nse"]["settings"]["max_passes"] == 1
     svg = files.output.with_suffix(".svg").read_text(encoding="utf-8")
-    assert "perplexity" in svg
+    for title in (
+        "perplexity",
+        "first edits: argmax",
+        "harmonic mean: against the other object",
+        "fluency",
+        "consistency",
+    ):
+        assert f"<!-- {title}" in svg
     draw(record, files.output.with_name("again.svg"))
     assert files.output.with_name("again.svg").read_text(encoding="utf-8") == svg
 
@@ -163,6 +175,68 @@ def test_perplexity_is_read_at_some_rounds_of_a_long_stream(files: BenchFiles, m
     part = bench(files, options)["methods"]["idle"]["parts"][0]
     assert [number for number, r in enumerate(part["rounds"], start=1) if "perplexity" in r] == [3, 6]
     assert part["metrics"]["edits_within_gate"] == 3
+
+
+def test_texts_are_written_at_some_checkpoints_and_at_the_end(files: BenchFiles, monkeypatch) -> None:
+    monkeypatch.setattr(nse.bench.part, "WRITINGS", 2)
+    rows = json.loads(files.dataset.read_text(encoding="utf-8"))
+    rows = [row | {"generation_prompts": [row["subject"]]} for row in rows]
+    files.dataset.write_text(json.dumps(rows), encoding="utf-8")
+    options = replace(OPTIONS, methods=("idle",), batch_size=1, orders=1, checkpoints=6)
+    part = bench(files, options)["methods"]["idle"]["parts"][0]
+    assert [c["edits"] for c in part["checkpoints"]] == [1, 2, 3, 4, 5, 6]
+    assert [c["edits"] for c in part["checkpoints"] if "fluency" in c] == [3, 6]
+
+
+def test_a_counterfact_file_is_asked_in_every_way(files: BenchFiles) -> None:
+    rows = [
+        {
+            "case_id": i,
+            "requested_rewrite": {
+                "subject": person,
+                "prompt": TEMPLATES[0],
+                "relation_id": "P551",
+                "target_new": {"str": CITIES[(i + 2) % 6]},
+                "target_true": {"str": CITIES[i]},
+            },
+            "paraphrase_prompts": [TEMPLATES[1].replace("{}", person)],
+            "neighborhood_prompts": [TEMPLATES[0].replace("{}", "Gerd Holm")],
+        }
+        for i, person in enumerate(PEOPLE[:4])
+    ]
+    files.dataset.write_text(json.dumps(rows), encoding="utf-8")
+    record = bench(files, replace(OPTIONS, methods=("idle",), edits=4, orders=1, checkpoints=1))
+    found = metrics_of(record, "idle")
+    for kind in ("efficacy", "generalization", "specificity", "harmonic_mean"):
+        assert {f"{kind}{way}" for way in WAYS} <= found.keys()
+    assert "no other object" not in markdown(record)
+
+
+def test_cases_of_a_zsre_file_without_another_object_are_not_asked_by_probability(files: BenchFiles) -> None:
+    rows = [
+        {
+            "subject": person,
+            "src": TEMPLATES[0].replace("{}", person),
+            "answers": [CITIES[i]],
+            "rephrase": TEMPLATES[1].replace("{}", person),
+            "loc": f"nq question: where is number {i}",
+            "loc_ans": CITIES[5],
+        }
+        for i, person in enumerate(PEOPLE[:4])
+    ]
+    options = replace(OPTIONS, methods=("idle",), edits=4, orders=1, checkpoints=1)
+    files.dataset.write_text(json.dumps(rows), encoding="utf-8")
+    record = bench(files, options)
+    found = metrics_of(record, "idle")
+    assert {"efficacy_generation", "efficacy_accuracy", "generalization_generation", "specificity"} <= found.keys()
+    assert not {"efficacy", "generalization", "retention_first", "harmonic_mean"} & found.keys()
+    assert "4 of 4 cases name no other object: by probability they are left out." in markdown(record)
+    files.dataset.write_text(json.dumps([rows[0] | {"alt": CITIES[4]}, *rows[1:]]), encoding="utf-8")
+    record = bench(files, options)
+    asked = [ways for ways in record["methods"]["idle"]["parts"][0]["cases"].values() if ways[0] is not None]
+    assert len(asked) == 1
+    assert metrics_of(record, "idle")["efficacy"]["mean"] == asked[0][0]
+    assert "3 of 4 cases name no other object" in markdown(record)
 
 
 def test_a_method_that_writes_nothing_scores_as_the_base_does(files: BenchFiles) -> None:
@@ -229,7 +303,7 @@ def test_values_are_kept_for_the_next_order_and_do_not_flatter_its_seconds(files
     parts = record["methods"]["nse"]["parts"]
     assert [p["warm"] for p in parts] == [False, True]
     cold = parts[0]["metrics"]["seconds_per_edit"]
-    assert metrics_of(record, "nse")["seconds_per_edit"] == {"mean": cold, "low": cold, "high": cold}
+    assert metrics_of(record, "nse")["seconds_per_edit"] == spread(cold)
     assert list((files.parts / "values" / "nse").iterdir())
 
 
@@ -302,30 +376,74 @@ def part(order: int, *, warm: bool = False, failed: Any = None, **metrics: float
     return {"order": order, "warm": warm, "failed": failed, "metrics": metrics, "checkpoints": []}
 
 
-def test_the_spread_is_over_the_orders_that_came_to_their_end() -> None:
+def spread(*figures: float, without: int = 0) -> dict[str, Any]:
+    mean = None if without else pytest.approx(sum(figures) / len(figures))
+    low, high = min(figures, default=None), max(figures, default=None)
+    return {"mean": mean, "low": low, "high": high, "without": without, "orders": len(figures) + without}
+
+
+def record_of(parts: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
+    return {
+        "stream": {"edits": 3, "dataset": "d.json", "batch_size": 1, "orders": 1, "seed": 0},
+        "methods": {name: {"summary": summary(own), "parts": own} for name, own in parts.items()},
+    }
+
+
+def test_the_spread_is_over_all_orders() -> None:
     parts = [
         part(0, efficacy=0.5, seconds_per_edit=4.0),
         part(1, efficacy=0.7, seconds_per_edit=1.0, warm=True),
-        part(2, failed={"edits": 3, "reason": "x"}),
-        part(3, efficacy=None),
     ]
     found = summary(parts)
-    assert found["orders"] == 3
-    assert found["metrics"]["efficacy"] == {"mean": pytest.approx(0.6), "low": 0.5, "high": 0.7}
-    assert found["metrics"]["seconds_per_edit"]["mean"] == 4.0
+    assert found == {
+        "orders": 2,
+        "metrics": {"efficacy": spread(0.5, 0.7), "seconds_per_edit": spread(4.0)},
+        "failed": [],
+    }
+
+
+def test_there_is_no_mean_where_an_order_failed_or_gave_no_number() -> None:
+    one, other = part(0, efficacy=0.5, perplexity=3.3, fluency=5.0), part(1, efficacy=0.7, perplexity=None)
+    broken = part(2, failed={"edits": 3, "reason": "x"})
+    assert summary([one, other])["metrics"] == {
+        "efficacy": spread(0.5, 0.7),
+        "perplexity": spread(3.3, without=1),
+        "fluency": spread(5.0, without=1),
+    }
+    found = summary([one, other, broken])
+    assert found["orders"] == 2
+    assert found["metrics"]["efficacy"] == spread(0.5, 0.7, without=1)
     assert found["failed"] == [{"order": 2, "edits": 3, "reason": "x"}]
+
+
+def test_a_cell_says_of_how_many_orders_it_has_no_figure_and_is_never_the_best() -> None:
+    parts = {
+        "a": [part(0, perplexity=3.3), part(1, perplexity=None)],
+        "b": [part(0, perplexity=9.0), part(1, perplexity=8.0)],
+        "c": [part(0, perplexity=12.0), part(1, perplexity=12.0)],
+        "d": [part(0, perplexity=None), part(1, perplexity=None)],
+        "e": [part(0, failed={"edits": 3, "reason": "x"}), part(1, failed={"edits": 3, "reason": "x"})],
+    }
+    record = record_of(parts)
+    _, rows = tables(record)["text and cost"]
+    assert [(row[1].text, row[1].best) for row in rows] == [
+        ("3.30, 1 of 2 without", False),
+        ("8.50 (8.00-9.00)", True),
+        ("12.0", False),
+        ("no number", False),
+        ("failed", False),
+    ]
+    assert '"Without": orders that failed, or whose figure is infinite' in markdown(record)
+    assert "Without" not in markdown(record_of({"b": parts["b"]}))
 
 
 def test_the_best_of_the_methods_is_marked_never_the_base() -> None:
     parts = {
         BASE: [part(0, specificity=1.0, perplexity=9.0)],
-        "a": [part(0, specificity=0.5, perplexity=30.0, skipped=0.0)],
-        "b": [part(0, specificity=0.8, perplexity=40.0, skipped=2.0)],
+        "a": [part(0, specificity=0.5, perplexity=30.0, fluency=5.0, consistency=0.1)],
+        "b": [part(0, specificity=0.8, perplexity=40.0, fluency=6.0, consistency=0.2)],
     }
-    record = {
-        "stream": {"edits": 3, "dataset": "d.json", "batch_size": 1, "orders": 1, "seed": 0},
-        "methods": {name: {"summary": summary(own)} for name, own in parts.items()},
-    }
+    record = record_of(parts)
     shown = tables(record)
     header, rows = shown["by probability against the other object, %"]
     assert header == ["method", "specificity"]
@@ -335,8 +453,33 @@ def test_the_best_of_the_methods_is_marked_never_the_base() -> None:
         [("b", False), ("80.0", True)],
     ]
     _, rows = shown["text and cost"]
-    assert [[c.best for c in row] for row in rows] == [[False] * 3, [False, True, False], [False] * 3]
+    assert [[c.best for c in row] for row in rows] == [[False] * 4, [False, True, False, False], [False] * 4]
     assert "| b | **80.0** |" in markdown(record)
+
+
+def test_a_curve_has_a_gap_where_an_order_has_no_number() -> None:
+    one = [{"edits": 2, "perplexity": 3.0}, {"edits": 4, "perplexity": None}, {"edits": 6, "perplexity": 8.0}]
+    other = [{"edits": 2, "perplexity": 5.0}, {"edits": 4, "perplexity": 5.0}]
+    parts = [{"checkpoints": one}, {"checkpoints": other}]
+    edits, spreads = curve(parts, "perplexity")
+    assert edits == [2, 4, 6]
+    assert spreads[0] == (3.0, 4.0, 5.0)
+    assert all(math.isnan(value) for spread in spreads[1:] for value in spread)
+    edits, spreads = curve(parts[:1], "perplexity")
+    assert edits == [2, 4, 6]
+    assert [math.isnan(mean) for _, mean, _ in spreads] == [False, True, False]
+    assert curve(parts[:1], "fluency") == ([], [])
+
+
+def test_what_was_not_measured_has_no_panel_and_a_record_of_failures_is_drawn(tmp_path: Path) -> None:
+    record = record_of({"a": [part(0) | {"checkpoints": [{"edits": 2, "efficacy_generation": 0.5}]}]})
+    draw(record, tmp_path / "plot.svg")
+    svg = (tmp_path / "plot.svg").read_text(encoding="utf-8")
+    assert svg.count("free generation, %") == 1
+    assert "argmax" not in svg
+    draw(record_of({"a": [part(0, failed={"edits": None, "reason": "x"})]}), tmp_path / "nothing.svg")
+    with pytest.raises(NseError, match=r"cannot be drawn .* name it .svg or .png"):
+        draw(record, tmp_path / "plot.unknown")
 
 
 def test_numbers_that_are_not_finite_are_none_in_a_record() -> None:
@@ -345,6 +488,24 @@ def test_numbers_that_are_not_finite_are_none_in_a_record() -> None:
 
 def test_the_first_edits_are_a_quarter_but_no_more_than_a_hundred() -> None:
     assert [first_edits(n) for n in (1, 8, 100, 400, 2000)] == [1, 2, 25, 100, 100]
+
+
+def test_the_first_edits_are_taken_from_those_that_stand() -> None:
+    stream = [f"old {i}" for i in range(8)] + [f"new {i}" for i in range(8)]
+    cases = {"old 6": (1, 1, 1), "old 7": (1, 1, 0), **{f"new {i}": (0, 0, 1) for i in range(6)}}
+    found = retention_first(cases, stream)
+    assert found["retention_first_facts"] == 4, "a quarter of the stream, although two of its first eight edits stand"
+    assert found["retention_first"] == 0.5
+    assert found["retention_first_generation"] == 0.75
+    assert found["retention_first_generation_low"] == wilson(3, 4)[0]
+    assert retention_first({"new 7": (1, 1, 1)}, stream)["retention_first_facts"] == 1
+    assert retention_first({}, stream) == {}
+
+
+def test_what_was_not_asked_in_a_way_does_not_count_there() -> None:
+    found = retention_first({"a": (None, 1, 1), "b": (1, 0, 0)}, [*"abcdefgh"])
+    assert (found["retention_first"], found["retention_first_accuracy"]) == (1.0, 0.5)
+    assert "retention_first" not in retention_first({"a": (None, 1, 1)}, ["a"])
 
 
 def test_a_part_is_made_anew_when_the_program_is_another(files: BenchFiles, monkeypatch: pytest.MonkeyPatch) -> None:
