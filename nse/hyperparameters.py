@@ -59,7 +59,7 @@ class Hyperparameters:
             arXiv 2601.11042): their number, or, below 1, the share of the sum of squared singular values that they
             reach; 0 is off.
         z_norm_limit: A z longer than this many times the mean length of the round's z's is shortened to that when it is written
-            (NAS); 0 is off. A round of one fact knows no other, so nothing happens there.
+            (NAS, which takes the mean of pilot edits); 0 is off. A round of one fact knows no other, so nothing happens there.
         ridge: Weight of the identity beside C0 in the solve (ENCORE's lambda I); 0 is off.
         own: Settings that only the method has, by its own names; its editor checks them (`nse.editors.base.own_settings`).
     """
