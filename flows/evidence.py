@@ -15,6 +15,7 @@ from ledger.records import CaseRow, Gate, Metric, Phase
 from nse.architecture import EditableModel
 from nse.delta import Delta
 from nse.editors import get_editor
+from nse.errors import SuiteError
 from nse.evaluation.harness import harness_metrics
 from nse.evaluation.run import Evaluation, evaluate
 from nse.evaluation.suites import Suite, read_suite
@@ -23,15 +24,17 @@ from nse.request import EditRequest
 
 WARNING = "warning: "
 """Begins the name, in a changeset's provenance, of a gate that only warns and failed."""
+NOT_MEASURED = "not measured: "
+"""Begins the name, in a changeset's provenance, of a gate that does not apply."""
 
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """Metrics and cases of head and candidate, the gates that block, and those that warn and failed.
+    """Metrics and cases of head and candidate, the gates that block, and what is to be told of the others.
 
     Attributes:
-        warnings: By gate, as it is written, the value of the candidate. They go into the changeset's provenance: its gates are
-            those that decide about it.
+        warnings: Of gates that warn and failed the value of the candidate, of gates that were not measured why, by gate as it is
+            written. They go into the changeset's provenance: its gates are those that decide about it.
     """
 
     candidate_version: str
@@ -107,6 +110,10 @@ def judge(
             f"{WARNING}{g.name} {g.op} {g.bound:g}": f"{g.value:.4g}"
             for g in gates
             if g.severity == "warn" and not g.passed
+        }
+        | {
+            f"{NOT_MEASURED}{g}": "there is nothing to ask that it is about"
+            for g in suite.not_measured(found["candidate"], found["head"])
         },
     )
 
@@ -124,7 +131,7 @@ def measured(
     """Runs a suite on the weights of `deltas`, which are in force, and the tasks of the harness that it asks for.
 
     Raises:
-        SuiteError: If it asks for tasks and the harness is not installed.
+        SuiteError: If it asks for tasks and the harness is not installed, or a gate is on a metric that they do not have.
     """
     found = evaluate(
         editable,
@@ -137,7 +144,12 @@ def measured(
     )
     if suite.harness is None:
         return found
-    return dataclasses.replace(found, metrics=found.metrics | harness_metrics(editable, suite.harness))
+    scores = harness_metrics(editable, suite.harness)
+    gates = (gate.name for gate in suite.gates if gate.name.startswith("harness."))
+    if absent := next((name for name in gates if name not in scores), None):
+        has = ", ".join(sorted(scores)) or "none"
+        raise SuiteError(f"{suite.files[0]}: gate {absent} is on no metric of the tasks: they have {has}")
+    return dataclasses.replace(found, metrics=found.metrics | scores)
 
 
 def provenance(workspace: Workspace) -> dict[str, str]:

@@ -12,7 +12,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from flows import charts
 from flows.bisect import LEFT_OUT, NOTHING, UNDECIDED, left_out
-from flows.evidence import WARNING
+from flows.evidence import NOT_MEASURED, WARNING
 from flows.metrics import NORM, of_candidate, retention_by_age
 from flows.report import beliefs, metric_pairs
 from ledger.decisions import Case, read_case
@@ -126,7 +126,8 @@ def page(work: UnitOfWork, reference: str, *, at: str | None = None) -> str:
     parent = work.move_of(changeset.parent) if changeset.parent else None
     ages = retention_by_age(work, changeset)
     kinds = kinds_of(changeset)
-    remarks = {n: v for n, v in changeset.provenance.items() if n.startswith((WARNING, UNDECIDED, NOTHING))}
+    told = (WARNING, NOT_MEASURED, UNDECIDED, NOTHING)
+    remarks = {n: v for n, v in changeset.provenance.items() if n.startswith(told)}
     figures = of_candidate(changeset.metrics)
     norms = [(_place(name), value or 0.0) for name, value in figures.items() if name.startswith(NORM)]
     return _templates().get_template("changeset.html").render(

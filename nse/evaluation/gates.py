@@ -52,6 +52,10 @@ class Gate:
     severity: Severity = "block"
     against: Against = "absolute"
 
+    def __str__(self) -> str:
+        """The gate as people read it."""
+        return f"{self.name} {self.op} {self.bound:g}{'' if self.against == 'absolute' else ' against head'}"
+
 
 @dataclass(frozen=True, slots=True)
 class GateResult:
@@ -66,19 +70,22 @@ class GateResult:
 
 
 def gate_results(gates: tuple[Gate, ...], candidate: Measured, head: Measured | None) -> tuple[GateResult, ...]:
-    """Compares metrics with gates.
+    """Compares metrics with gates, less those that do not apply (`not_measured`)."""
+    return tuple(result for gate in gates if (result := _result(gate, candidate, head)) is not None)
 
-    A gate on a metric that was not measured (no such probes) does not apply; nor does one against a head that was not measured.
-    """
-    results = []
-    for gate in gates:
-        start = 0.0 if gate.against == "absolute" else (head.metrics if head is not None else {}).get(gate.name)
-        if start is None or gate.name not in candidate.metrics:
-            continue
-        bound = gate.bound if gate.against == "absolute" else round(start + gate.bound, _DIGITS)
-        value = candidate.metrics[gate.name]
-        results.append(GateResult(gate.name, gate.op, bound, value, COMPARE[gate.op](value, bound), gate.severity))
-    return tuple(results)
+
+def not_measured(gates: tuple[Gate, ...], candidate: Measured, head: Measured | None) -> tuple[Gate, ...]:
+    """The gates that do not apply: on what was not measured, for there was nothing to ask, or against a head where it was not."""
+    return tuple(gate for gate in gates if _result(gate, candidate, head) is None)
+
+
+def _result(gate: Gate, candidate: Measured, head: Measured | None) -> GateResult | None:
+    start = 0.0 if gate.against == "absolute" else (head.metrics if head is not None else {}).get(gate.name)
+    if start is None or gate.name not in candidate.metrics:
+        return None
+    bound = gate.bound if gate.against == "absolute" else round(start + gate.bound, _DIGITS)
+    value = candidate.metrics[gate.name]
+    return GateResult(gate.name, gate.op, bound, value, COMPARE[gate.op](value, bound), gate.severity)
 
 
 def kind_of(metric: str) -> str | None:

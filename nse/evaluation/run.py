@@ -3,13 +3,14 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
 from nse.architecture import EditableModel
 from nse.batch import Progress, silent
-from nse.evaluation.collapse import vital_signs
+from nse.evaluation.collapse import check_places, norm_signs, vital_signs
 from nse.evaluation.generate import ANSWER_TOKENS, answer, satisfies
 from nse.evaluation.metrics import shares
 from nse.evaluation.misleading import World, misleading_probes
@@ -132,7 +133,23 @@ def _outcome(probe: Probe, scores: Mapping[str, tuple[tuple[float, int], bool]],
     )
 
 
-def _signs(
+def _signs(editable: EditableModel, suite: Suite, *, store: OutcomeStore | None, version: str) -> dict[str, float]:
+    """The vital signs that a suite has texts for, or only the norms if it has none and gates on them.
+
+    A layer that a gate is on and that no delta changes has the norm 0.
+    """
+    gated = [gate.name for gate in suite.gates if gate.name.startswith("delta_norm")]
+    if suite.texts:
+        found = _vital_signs(editable, suite.texts, store=store, version=version)
+    elif gated:
+        measure = partial(norm_signs, editable)
+        found = measure() if store is None else store.measured(version, "norms", measure)
+    else:
+        found = {}
+    return dict.fromkeys(gated, 0.0) | found
+
+
+def _vital_signs(
     editable: EditableModel, texts: Sequence[str], *, store: OutcomeStore | None, version: str
 ) -> dict[str, float]:
     """The vital signs of the weights in force; with a store each version is measured once, and so is the base model."""
@@ -174,17 +191,17 @@ def evaluate(
 
     Returns:
         Metrics `<kind>` (by probability), `<kind>_accuracy` and `<kind>_generation` for each kind that had probes, and the
-        vital signs if the suite has texts (`nse.evaluation.collapse`).
+        vital signs if the suite has texts (`nse.evaluation.collapse`); of these `delta_norm` also if a gate is on it.
 
     Raises:
         TokenError: If a prompt does not fit the model.
+        SuiteError: If a gate is on the norm of a layer that the model does not have.
     """
+    check_places(editable, [gate.name for gate in suite.gates if gate.name.startswith("delta_norm.")])
     probes = probes_of(suite, requests, retained, tokenizer=editable.tokenizer)
     if store is not None:
         cases = ask_once(editable, probes, store=store, version=version, progress=progress)
     else:
         cases = ask(editable, probes, progress=progress)
-    metrics = shares(cases)
-    if suite.texts:
-        metrics |= _signs(editable, suite.texts, store=store, version=version)
-    return Evaluation(metrics, cases)
+    signs = _signs(editable, suite, store=store, version=version)
+    return Evaluation(shares(cases) | signs, cases)

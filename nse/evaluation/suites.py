@@ -10,7 +10,16 @@ from typing import Any, TypeVar, get_args
 import yaml
 
 from nse.errors import RequestError, SuiteError
-from nse.evaluation.gates import Gate, GateResult, Measured, gate_results, read_gates
+from nse.evaluation.gates import (
+    OF_CORRECTIONS,
+    Gate,
+    GateResult,
+    Measured,
+    gate_results,
+    kind_of,
+    not_measured,
+    read_gates,
+)
 from nse.evaluation.harness import Harness
 from nse.evaluation.misleading import MISLEADING
 from nse.evaluation.probes import KnownFact, Rule, asking_order, shuffled
@@ -22,6 +31,7 @@ __all__ = ["Canary", "Gate", "GateResult", "KeptFact", "Suite", "held_facts", "r
 
 T = TypeVar("T", bound=list[Any] | dict[Any, Any])
 NAMED = ("facts", "templates", "text")
+NEED_TEXT = frozenset({"perplexity", "perplexity_ratio", "hidden_drift", "hidden_cosine", "text_entropy"})
 KEYS = {"schema", *NAMED, "keep", "neighbours", "untouched", "misleading", "per_kind", "canaries", "gates", "harness"}
 
 
@@ -76,6 +86,15 @@ class Suite:
         """Compares metrics with the gates, those against the head with the head's; see `gates.gate_results`."""
         return gate_results(self.gates, candidate, head)
 
+    def not_measured(self, candidate: Measured, head: Measured | None = None) -> tuple[Gate, ...]:
+        """The gates that `gate` has no result for; see `gates.not_measured`."""
+        return not_measured(self.gates, candidate, head)
+
+    @property
+    def judges_corrections(self) -> bool:
+        """Whether it asks, or a gate is on, what only corrections under judgement give."""
+        return bool(self.misleading) or any(kind_of(gate.name) in OF_CORRECTIONS for gate in self.gates)
+
     @property
     def relative(self) -> bool:
         """Whether a gate is against the head."""
@@ -86,7 +105,8 @@ def read_suite(path: Path) -> Suite:
     """Reads a suite file.
 
     Raises:
-        SuiteError: If it or a file it names is missing or malformed; the message says which and where.
+        SuiteError: If it or a file it names is missing or malformed, or a gate is on what it never measures; the message says
+            which and where.
     """
     try:
         data = _yaml(path)
@@ -110,7 +130,7 @@ def read_suite(path: Path) -> Suite:
     tasks = _task_files(harness)
     home = path.parent.resolve()
     digest = [[f.name, file_digest(f)] for f in files] + [[str(f.relative_to(home)), file_digest(f)] for f in tasks]
-    return Suite(
+    suite = Suite(
         facts=facts,
         templates=templates,
         texts=texts,
@@ -129,6 +149,10 @@ def read_suite(path: Path) -> Suite:
         per_kind=_count(data.get("per_kind", 2), "per_kind", path),
         harness=harness,
     )
+    for gate in suite.gates:
+        if lacking := _lacking(suite, gate.name):
+            raise SuiteError(f"{path}: gate {gate.name} is on what the suite never measures: {lacking}")
+    return suite
 
 
 def held_facts(suite: Suite) -> tuple[HeldFact, ...]:
@@ -138,6 +162,35 @@ def held_facts(suite: Suite) -> tuple[HeldFact, ...]:
         wordings = asking_order(suite.templates[fact.relation], fact.subject)
         held.append(HeldFact(fact.subject, wordings[-1], fact.object, fact.relation))
     return tuple(held)
+
+
+def _lacking(suite: Suite, metric: str) -> str | None:
+    """What a suite needs and lacks to measure a metric; None if it can, be there corrections."""
+    kind = kind_of(metric) or ""
+    if metric.startswith("harness."):
+        return _lacking_task(suite.harness, metric.split(".")[1])
+    if metric in NEED_TEXT:
+        return None if suite.texts else "name a `text` that has a line"
+    if kind in MISLEADING:
+        return (
+            None if kind in suite.misleading and suite.per_kind else f"list {kind} in `misleading`, `per_kind` above 0"
+        )
+    has = {
+        "untouched": (suite.facts and suite.untouched != 0, "name `facts`, and leave `untouched` above 0"),
+        "kept": (suite.kept, "name files to `keep`"),
+        "canary": (suite.canaries, "write `canaries`"),
+    }
+    there, advice = has.get(kind, (True, ""))
+    return None if there else advice
+
+
+def _lacking_task(harness: Harness | None, task: str) -> str | None:
+    tasks = harness.tasks if harness is not None else ()
+    if any(
+        task == known or task.startswith(f"{known}_") for known in tasks
+    ):  # mmlu_anatomy is a part of the group mmlu
+        return None
+    return f"list the task {task} in `harness.tasks`"
 
 
 def _count(value: Any, key: str, path: Path) -> int:

@@ -58,6 +58,47 @@ def test_a_bound_against_the_head_is_counted_from_the_version_in_force(
     assert gates["base"]["bound"] == gates["head"]["value"]
 
 
+@pytest.fixture
+def judging(workspace: Workspace) -> Path:
+    """A suite with gates on what only corrections give."""
+    path = workspace.path(workspace.params.suite).parent / "judging.yaml"
+    gates = {"efficacy_generation": ">= 2", "running_text": ">= 0", "retention": ">= 0", "same_subject": ">= 0"}
+    shared = {"facts": "facts.csv", "templates": "templates.yaml", "misleading": ["running_text", "same_subject"]}
+    path.write_text(json.dumps({**shared, "gates": gates}))
+    return path
+
+
+def test_gates_on_corrections_judge_those_in_force(edited: Workspace, judging: Path, nse: Nse) -> None:
+    found = nse("evaluate", "--suite", judging, "--gate", "--json")
+    assert found.code == 1
+    (one,) = found.json["suites"]
+    assert {gate["name"]: gate["passed"] for gate in one["gates"]} == {
+        "efficacy_generation": False,
+        "running_text": True,
+        "retention": True,
+    }
+    assert one["not_measured"] == ["same_subject >= 0"]  # the suite knows one fact of each subject
+
+
+def test_gates_that_there_is_nothing_to_ask_for_are_told(edited: Workspace, judging: Path, nse: Nse) -> None:
+    found = nse("evaluate", "--at", "base", "--suite", judging, "--gate")
+    assert found.code == 0
+    assert found.out.count("not measured") == 4
+    assert "not measured: retention >= 0: there is nothing to ask" in nse("show", "1").out  # of the first round
+
+
+def test_a_gate_on_a_metric_that_a_task_does_not_have_names_those_that_it_has(
+    workspace: Workspace, suites: tuple[Path, Path], nse: Nse, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scores = {"harness.mine.acc": 0.5, "harness.mine.f1": 0.4}
+    monkeypatch.setattr("flows.evidence.harness_metrics", lambda *_: scores)
+    suites[0].write_text('{harness: {tasks: [mine]}, gates: {harness.mine.accuracy: ">= 0.1"}}')
+    found = nse("evaluate", "--suite", suites[0], "--gate")
+    assert found.code == 2
+    told = "gate harness.mine.accuracy is on no metric of the tasks: they have harness.mine.acc, harness.mine.f1"
+    assert told in found.error
+
+
 def test_a_suite_that_is_missing_is_refused(workspace: Workspace, nse: Nse) -> None:
     found = nse("evaluate", "--suite", "none.yaml")
     assert found.code == 2

@@ -8,12 +8,13 @@ import pytest
 import torch
 
 from nse.editors.nse import NSE
+from nse.errors import SuiteError
 from nse.evaluation.generate import answer, generate, same_answer
 from nse.evaluation.outcomes import OutcomeStore
 from nse.evaluation.probes import KnownFact, Probe
 from nse.evaluation.run import evaluate, probes_of
 from nse.evaluation.score import perplexity
-from nse.evaluation.suites import Canary, KeptFact, Suite
+from nse.evaluation.suites import Canary, Gate, KeptFact, Suite
 from nse.patch import compose, patched
 from nse.request import EditRequest
 from tests.nse import oracle
@@ -25,8 +26,8 @@ KNOWN = (("Clara Dahl", "Oslo"), ("Dmitri Eng", "Rome"), ("Boris Cole", "Lima"))
 
 def suite(**change) -> Suite:
     facts = tuple(KnownFact(s, "home", o) for s, o in KNOWN)
-    parts = {"texts": ("Anna Berg lives in Oslo.",), "canaries": (Canary("The home of", "Rome"),)} | change
-    return Suite(facts, TEMPLATES, neighbours=2, gates=(), files=(), digest="", **parts)
+    parts = {"texts": ("Anna Berg lives in Oslo.",), "canaries": (Canary("The home of", "Rome"),), "gates": ()} | change
+    return Suite(facts, TEMPLATES, neighbours=2, files=(), digest="", **parts)
 
 
 def most_probable(editable, prompt: str, target: str) -> bool:
@@ -134,6 +135,26 @@ def test_the_signs_of_collapse_are_among_the_metrics(editable) -> None:
     assert {"perplexity", "delta_norm", "hidden_drift", "hidden_cosine", "text_entropy"} <= set(
         evaluate(editable, suite()).metrics
     )
+
+
+def test_the_norm_of_an_update_is_measured_without_a_text_if_a_gate_is_on_it(editable, tmp_path, monkeypatch) -> None:
+    gates = tuple(Gate(name, "<=", 1.0) for name in ("delta_norm", "delta_norm.0", "delta_norm.2"))
+    bare, store = suite(texts=(), canaries=(), gates=gates), OutcomeStore(tmp_path)
+    name = editable.parameter_name(2)
+    with patched(editable, {name: 3 * editable.base_tensors[name]}):
+        found = evaluate(editable, bare, store=store, version="v").metrics
+        assert found == evaluate(editable, bare).metrics
+        monkeypatch.setattr("nse.evaluation.run.norm_signs", lambda _: pytest.fail("measured again"))
+        assert evaluate(editable, bare, store=store, version="v").metrics == found
+    assert {n: found[n] for n in found if n.startswith("delta")} == pytest.approx(
+        {"delta_norm": 2.0, "delta_norm.0": 0.0, "delta_norm.2": 2.0}
+    )
+    assert "hidden_drift" not in found
+
+
+def test_a_gate_on_the_norm_of_a_layer_that_there_is_not_is_refused(editable) -> None:
+    with pytest.raises(SuiteError, match=r"gate delta_norm\.99 is on no layer of the model: its layers are 0 to"):
+        evaluate(editable, suite(gates=(Gate("delta_norm.99", "<=", 1.0),)))
 
 
 def test_answers_kept_under_another_rule_are_not_read(tmp_path) -> None:
