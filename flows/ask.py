@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from flows.errors import FlowError
-from flows.evidence import measured
+from flows.evidence import by_round, measured
 from flows.progress import Progress, silent, under
-from flows.session import Session, request_of
+from flows.session import Session
 from ledger.records import Correction, HeadMove
 from ledger.status import ModelState, read_state
 from ledger.views import resolve_version
@@ -111,7 +111,7 @@ def evaluate_at(
 ) -> tuple[HeadMove, list[Judgement]]:
     """Runs suites, the workspace's if none is named, on a version; the corrections in force there are what it must hold.
 
-    A suite that judges corrections judges these.
+    A suite that judges corrections judges these, or the sample of them that it asks.
 
     Raises:
         SuiteError: If a suite is malformed, or a gate is on a task or layer that there is not.
@@ -136,8 +136,8 @@ def evaluate_at(
 def _evaluation(session: Session, suite: Suite, state: ModelState, move: HeadMove, *, progress: Progress) -> Evaluation:
     active = state.active(move)
     held = state.in_force(active)
-    found = [request_of(c) for identity, c in state.corrections.items() if identity in held and not c.erased]
-    requests = found if suite.judges_corrections else []
+    rounds = by_round(state, active, {identity for identity in held if not state.corrections[identity].erased})
+    requests = suite.asked_again(rounds) if suite.judges_corrections else ()
     deltas = session.deltas(active)
     with session.with_deltas(deltas) as editable:
-        return measured(session, editable, suite, deltas=deltas, requests=requests, retained=found, progress=progress)
+        return measured(session, editable, suite, deltas=deltas, requests=requests, retained=rounds, progress=progress)

@@ -2,16 +2,17 @@
 
 import dataclasses
 import platform
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from flows.errors import FlowError
 from flows.progress import Progress, under
-from flows.session import Session
+from flows.session import Session, request_of
 from flows.workspace import Workspace
-from ledger.records import CaseRow, Gate, Metric, Phase
+from ledger.records import ActiveDelta, CaseRow, Gate, Metric, Phase
+from ledger.status import ModelState
 from nse.architecture import EditableModel
 from nse.delta import Delta
 from nse.editors import get_editor
@@ -70,7 +71,7 @@ def judge(
     head: Sequence[Delta],
     candidate: Sequence[Delta],
     requests: Sequence[EditRequest],
-    retained: Sequence[EditRequest],
+    retained: Sequence[Sequence[EditRequest]],
     progress: Progress,
 ) -> Evidence:
     """Runs the suite on head and candidate and compares.
@@ -80,7 +81,7 @@ def judge(
         head: Deltas in force.
         candidate: Deltas proposed.
         requests: What the candidate shall have learned; none for a revert.
-        retained: Earlier corrections that the candidate shall still answer.
+        retained: Earlier corrections that the candidate shall still answer, by round.
         progress: Told how far it is.
     """
     suite = read_suite(session.workspace.path(session.workspace.params.suite))
@@ -118,6 +119,19 @@ def judge(
     )
 
 
+def by_round(state: ModelState, active: Iterable[ActiveDelta], corrections: Collection[str]) -> list[list[EditRequest]]:
+    """The requests of corrections that deltas hold, those of one delta together; of two that hold one, with the first."""
+    place: dict[str, int] = {}
+    for number, delta in enumerate(active):
+        for identity in state.held([delta]):
+            place.setdefault(identity, number)
+    rounds: dict[int, list[EditRequest]] = {}
+    for identity, correction in state.corrections.items():
+        if identity in corrections:
+            rounds.setdefault(place[identity], []).append(request_of(correction))
+    return [rounds[number] for number in sorted(rounds)]
+
+
 def measured(
     session: Session,
     editable: EditableModel,
@@ -125,7 +139,7 @@ def measured(
     *,
     deltas: Sequence[Delta],
     requests: Sequence[EditRequest] = (),
-    retained: Sequence[EditRequest] = (),
+    retained: Sequence[Sequence[EditRequest]] = (),
     progress: Progress,
 ) -> Evaluation:
     """Runs a suite on the weights of `deltas`, which are in force, and the tasks of the harness that it asks for.

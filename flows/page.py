@@ -19,6 +19,7 @@ from ledger.decisions import Case, read_case
 from ledger.records import CaseRow, Changeset, Decision, Gate
 from ledger.unit_of_work import UnitOfWork
 from ledger.views import ChangesetView, show
+from nse.evaluation.gates import kind_of
 
 OPEN = 20
 """So many rows of a table are seen at once; the others are folded away."""
@@ -166,7 +167,7 @@ def kinds_of(changeset: Changeset) -> tuple[Kind, ...]:
             KINDS.get(name, name.replace("_", " ")),
             tuple(sorted((a for a in own if not a.case.passed), key=lambda a: not a.broke)),
             tuple(a for a in own if a.case.passed),
-            tuple(gate for gate in failed if gate.name in (name, f"{name}_generation", f"{name}_accuracy")),
+            tuple(gate for gate in failed if kind_of(gate.name) == name),
         )
         for name, own in asked.items()
     ]

@@ -16,7 +16,10 @@ KINDS = frozenset(get_args(Kind))
 OF_CORRECTIONS = KINDS - {"retention", "untouched", "kept", "canary"}
 """Kinds of probes that belong to the corrections under judgement; the others are about what the model knew before."""
 WAYS = ("_generation", "_accuracy")
+ENDS = ("_low", "_high")
+"""Of the interval of retention, where a sample of the past corrections is asked."""
 METRICS = frozenset(f"{kind}{way}" for kind in KINDS for way in ("", *WAYS)) | {
+    *(f"retention{way}{end}" for way in ("", *WAYS) for end in ENDS),
     *("perplexity", "perplexity_ratio", "delta_norm", "hidden_drift", "hidden_cosine", "text_entropy"),
 }
 _NUMBERED = re.compile(r"delta_norm\.[\w.]+|harness\.[\w-]+\.[\w-]+")
@@ -89,10 +92,10 @@ def _result(gate: Gate, candidate: Measured, head: Measured | None) -> GateResul
 
 
 def kind_of(metric: str) -> str | None:
-    """The kind of probes that a metric is a share of; None for one that is none, such as perplexity."""
+    """The kind of probes that a metric is a share of, or an end of its interval; None for others, such as perplexity."""
     kind = metric
-    for way in WAYS:
-        kind = kind.removesuffix(way)
+    for suffix in (*ENDS, *WAYS):
+        kind = kind.removesuffix(suffix)
     return kind if kind in KINDS else None
 
 

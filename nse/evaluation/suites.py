@@ -2,7 +2,7 @@
 
 import csv
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar, get_args
@@ -11,6 +11,7 @@ import yaml
 
 from nse.errors import RequestError, SuiteError
 from nse.evaluation.gates import (
+    ENDS,
     OF_CORRECTIONS,
     Gate,
     GateResult,
@@ -23,8 +24,9 @@ from nse.evaluation.gates import (
 from nse.evaluation.harness import Harness
 from nse.evaluation.misleading import MISLEADING
 from nse.evaluation.probes import KnownFact, Rule, asking_order, shuffled
+from nse.evaluation.retention import stratified
 from nse.fingerprint import file_digest, json_digest
-from nse.request import read_requests, read_text
+from nse.request import EditRequest, read_requests, read_text
 from nse.subjects import HeldFact
 
 __all__ = ["Canary", "Gate", "GateResult", "KeptFact", "Suite", "held_facts", "read_suite"]
@@ -32,7 +34,8 @@ __all__ = ["Canary", "Gate", "GateResult", "KeptFact", "Suite", "held_facts", "r
 T = TypeVar("T", bound=list[Any] | dict[Any, Any])
 NAMED = ("facts", "templates", "text")
 NEED_TEXT = frozenset({"perplexity", "perplexity_ratio", "hidden_drift", "hidden_cosine", "text_entropy"})
-KEYS = {"schema", *NAMED, "keep", "neighbours", "untouched", "misleading", "per_kind", "canaries", "gates", "harness"}
+NUMBERS = ("neighbours", "untouched", "retention", "per_kind")
+KEYS = {"schema", *NAMED, *NUMBERS, "keep", "misleading", "canaries", "gates", "harness"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +78,8 @@ class Suite:
     digest: str
     untouched: int | None = None
     """How many known facts are asked, always the same ones; all of them if not given."""
+    retention: int | None = None
+    """How many past corrections are asked again, a sample in which each round has its share; all of them if not given."""
     kept: tuple[KeptFact, ...] = ()
     misleading: tuple[str, ...] = ()
     """Kinds of misleading probes that are asked of each correction."""
@@ -85,6 +90,12 @@ class Suite:
     def gate(self, candidate: Measured, head: Measured | None = None) -> tuple[GateResult, ...]:
         """Compares metrics with the gates, those against the head with the head's; see `gates.gate_results`."""
         return gate_results(self.gates, candidate, head)
+
+    def asked_again(self, rounds: Sequence[Sequence[EditRequest]]) -> tuple[EditRequest, ...]:
+        """Of past corrections, those of one round together, the ones that are asked: always the same of the same ones."""
+        if self.retention is None:
+            return tuple(request for corrections in rounds for request in corrections)
+        return stratified(rounds, self.retention, seed="retention")
 
     def not_measured(self, candidate: Measured, head: Measured | None = None) -> tuple[Gate, ...]:
         """The gates that `gate` has no result for; see `gates.not_measured`."""
@@ -144,6 +155,7 @@ def read_suite(path: Path) -> Suite:
         files=(*files, *tasks),
         digest=json_digest(digest),
         untouched=_count(data["untouched"], "untouched", path) if "untouched" in data else None,
+        retention=_count(data["retention"], "retention", path) if "retention" in data else None,
         kept=kept,
         misleading=misleading,
         per_kind=_count(data.get("per_kind", 2), "per_kind", path),
@@ -175,7 +187,10 @@ def _lacking(suite: Suite, metric: str) -> str | None:
         return (
             None if kind in suite.misleading and suite.per_kind else f"list {kind} in `misleading`, `per_kind` above 0"
         )
+    if metric.endswith(ENDS) and suite.retention is None:
+        return "write `retention: N`, how many past corrections to ask"
     has = {
+        "retention": (suite.retention != 0, "leave `retention` above 0"),
         "untouched": (suite.facts and suite.untouched != 0, "name `facts`, and leave `untouched` above 0"),
         "kept": (suite.kept, "name files to `keep`"),
         "canary": (suite.canaries, "write `canaries`"),

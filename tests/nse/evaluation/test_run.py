@@ -39,7 +39,7 @@ def most_probable(editable, prompt: str, target: str) -> bool:
 
 @torch.no_grad()
 def test_every_outcome_and_metric_is_what_asking_one_by_one_gives(editable) -> None:
-    requests, retained = [fact(0)], [fact(1)]
+    requests, retained = [fact(0)], [[fact(1)]]
     asked = probes_of(suite(), requests, retained)
     result = evaluate(editable, suite(), requests=requests, retained=retained)
     assert {p.kind for p in asked} == {
@@ -78,13 +78,25 @@ def test_every_outcome_and_metric_is_what_asking_one_by_one_gives(editable) -> N
 
 def test_retained_and_new_subjects_are_neither_neighbours_nor_untouched() -> None:
     requests = [fact(0)]  # Anna Berg
-    retained = [fact(1)]  # Boris Cole
+    retained = [[fact(1)]]  # Boris Cole
     found = probes_of(suite(), requests, retained)
     for kind in ("specificity", "untouched"):
         prompts = [p.prompt for p in found if p.kind == kind]
         assert prompts
         assert not any("Anna" in p or "Boris" in p for p in prompts)
     assert [p.case_id for p in found if p.kind == "retention"] == ["case 1"]
+
+
+def test_of_past_corrections_a_sample_is_asked_and_none_is_untouched(editable) -> None:
+    own, rounds = suite(texts=(), retention=2), [[fact(0), fact(1)], [fact(2), fact(3)]]
+    found = evaluate(editable, own, retained=rounds)
+    names = [case.case_id for case in found.cases if case.kind == "retention"]
+    assert [name in ("case 0", "case 1") for name in names] == [True, False]
+    assert (found.metrics["retention_asked"], found.metrics["retention_all"]) == (2, 4)
+    assert found.metrics["retention_low"] <= found.metrics["retention"] <= found.metrics["retention_high"]
+    subjects = [request.subject for corrections in rounds for request in corrections]
+    assert not any(subject in case.prompt for case in found.cases if case.kind == "untouched" for subject in subjects)
+    assert "retention_low" not in evaluate(editable, suite(texts=()), retained=rounds).metrics
 
 
 def test_only_kinds_that_were_asked_have_metrics(editable) -> None:
@@ -125,7 +137,7 @@ def test_what_is_to_be_kept_is_asked_whatever_is_corrected(editable) -> None:
 
 def test_what_misleads_is_asked_if_the_suite_wants_it_less_what_was_corrected() -> None:
     own = suite(misleading=("distracted", "running_text"), per_kind=1)
-    found = [p for p in probes_of(own, [fact(0)], [fact(1)]) if p.kind in own.misleading]
+    found = [p for p in probes_of(own, [fact(0)], [[fact(1)]]) if p.kind in own.misleading]
     assert sorted(p.kind for p in found) == ["distracted", "running_text"]
     assert not any("Boris" in p.prompt for p in found)
     assert not [p for p in probes_of(suite(), [fact(0)], []) if p.kind in own.misleading]

@@ -122,6 +122,8 @@ def test_gates_compare_what_was_measured_and_let_the_bound_itself_pass(suite) ->
                 ('gates: {canary: ">= 1"}', "canary", "write `canaries`"),
                 ('gates: {kept_generation: ">= 1"}', "kept_generation", "name files to `keep`"),
                 ('gates: {untouched: ">= 1"}', "untouched", "name `facts`"),
+                ('retention: 0\ngates: {retention: ">= 1"}', "retention", "leave `retention` above 0"),
+                ('gates: {retention_low: ">= 1"}', "retention_low", "write `retention: N`"),
             )
         ),
         ("suite.yaml", "harness: [x]", "harness is"),
@@ -192,6 +194,7 @@ def test_metrics_of_layers_and_of_the_harness_can_be_bounded(tmp_path) -> None:
 def test_every_share_belongs_to_a_kind_of_probes_and_nothing_else_does() -> None:
     kinds = {name: kind_of(name) for name in METRICS}
     assert kinds["near_duplicate_generation"] == "near_duplicate"
+    assert kinds["retention_generation_low"] == kinds["retention_high"] == "retention"
     assert kinds["specificity"] == kinds["specificity_accuracy"] == "specificity"
     assert {name for name, kind in kinds.items() if kind is None} >= {"perplexity_ratio", "delta_norm", "text_entropy"}
 
