@@ -184,9 +184,8 @@ def _lacking(suite: Suite, metric: str) -> str | None:
     if metric in NEED_TEXT:
         return None if suite.texts else "name a `text` that has a line"
     if kind in MISLEADING:
-        return (
-            None if kind in suite.misleading and suite.per_kind else f"list {kind} in `misleading`, `per_kind` above 0"
-        )
+        asked = kind in suite.misleading and suite.per_kind
+        return None if asked else f"list {kind} in `misleading`, `per_kind` above 0"
     if metric.endswith(ENDS) and suite.retention is None:
         return "write `retention: N`, how many past corrections to ask"
     has = {
@@ -201,11 +200,9 @@ def _lacking(suite: Suite, metric: str) -> str | None:
 
 def _lacking_task(harness: Harness | None, task: str) -> str | None:
     tasks = harness.tasks if harness is not None else ()
-    if any(
-        task == known or task.startswith(f"{known}_") for known in tasks
-    ):  # mmlu_anatomy is a part of the group mmlu
-        return None
-    return f"list the task {task} in `harness.tasks`"
+    # a listed name may be that of a group, whose parts have metrics too: mmlu_anatomy is a part of mmlu
+    there = any(task == known or task.startswith(f"{known}_") for known in tasks)
+    return None if there else f"list the task {task} in `harness.tasks`"
 
 
 def _count(value: Any, key: str, path: Path) -> int:
