@@ -100,7 +100,7 @@ def probes_for(options: argparse.Namespace) -> list[Probe]:
         return [p for r in requests for p in request_probes(r, facts=(), templates=(), edited=set(), neighbours=0)]
     suite = read_suite(options.suite)
     drawn = corrections(suite, count=2 * options.requests, seed=0)
-    return probes_of(suite, drawn[: options.requests], drawn[options.requests :])
+    return probes_of(suite, drawn[: options.requests], [drawn[options.requests :]])
 
 
 def timed(editable: EditableModel, probes: list[Probe], *, repeat: int) -> dict[str, Any]:

@@ -160,7 +160,7 @@ def night_row(
 ) -> dict[str, Any]:
     """Measures the weights after one night."""
     with patched(editable, compose(editable, deltas)):
-        evaluation = evaluate(editable, suite, requests=batch, retained=past[: -len(batch)])
+        evaluation = evaluate(editable, suite, requests=batch, retained=[past[: -len(batch)]])
         again = ask(editable, [Probe("retention", r.case_id, r.prompt, r.target_new, r.target_true) for r in past])
     passed = [o.passed for o in again]
     names = ("generalization", "specificity", "untouched")

@@ -6,16 +6,16 @@ from pathlib import Path
 from typing import Any
 
 from flows.errors import FlowError
-from flows.evidence import measured
+from flows.evidence import by_round, measured
 from flows.progress import Progress, silent, under
-from flows.session import Session, request_of
+from flows.session import Session
 from ledger.records import Correction, HeadMove
 from ledger.status import ModelState, read_state
 from ledger.views import resolve_version
 from nse.evaluation.answers import answer
 from nse.evaluation.generate import generate, next_tokens
 from nse.evaluation.run import Evaluation
-from nse.evaluation.suites import GateResult, Suite, read_suite
+from nse.evaluation.suites import Gate, GateResult, Suite, read_suite
 
 TOP = 5
 
@@ -86,11 +86,13 @@ class Judgement:
         suite: Its file.
         metrics: By name.
         gates: Compared with the metrics; those against the head with the version in force.
+        not_measured: Gates that do not apply: there was nothing to ask that they are about.
     """
 
     suite: Path
     metrics: dict[str, float]
     gates: tuple[GateResult, ...]
+    not_measured: tuple[Gate, ...]
 
     @property
     def passed(self) -> bool:
@@ -100,7 +102,9 @@ class Judgement:
     def to_dict(self) -> dict[str, Any]:
         """As plain values, for `--json`."""
         gates = [{name: getattr(gate, name) for name in gate.__slots__} for gate in self.gates]
-        return {"suite": self.suite.name, "metrics": self.metrics, "gates": gates, "passed": self.passed}
+        unmeasured = [str(gate) for gate in self.not_measured]
+        found = {"suite": self.suite.name, "metrics": self.metrics, "gates": gates, "passed": self.passed}
+        return {**found, "not_measured": unmeasured}
 
 
 def evaluate_at(
@@ -108,8 +112,10 @@ def evaluate_at(
 ) -> tuple[HeadMove, list[Judgement]]:
     """Runs suites, the workspace's if none is named, on a version; the corrections in force there are what it must hold.
 
+    A suite that judges corrections judges these, or the sample of them that it asks.
+
     Raises:
-        SuiteError: If a suite is malformed.
+        SuiteError: If a suite is malformed, or a gate is on a task or layer that there is not.
         LedgerError: If `at` names no version.
     """
     workspace = session.workspace
@@ -123,14 +129,16 @@ def evaluate_at(
         version = _evaluation(session, suite, state, move, progress=progress)
         same = not suite.relative or move.version == state.head.version
         head = version if same else _evaluation(session, suite, state, state.head, progress=under("head", progress))
-        found.append(Judgement(file, version.metrics, suite.gate(version, head)))
+        unmeasured = suite.not_measured(version, head)
+        found.append(Judgement(file, version.metrics, suite.gate(version, head), unmeasured))
     return move, found
 
 
 def _evaluation(session: Session, suite: Suite, state: ModelState, move: HeadMove, *, progress: Progress) -> Evaluation:
     active = state.active(move)
     held = state.in_force(active)
-    retained = [request_of(correction) for identity, correction in state.corrections.items() if identity in held]
+    rounds = by_round(state, active, {identity for identity in held if not state.corrections[identity].erased})
+    requests = suite.asked_again(rounds) if suite.judges_corrections else ()
     deltas = session.deltas(active)
     with session.with_deltas(deltas) as editable:
-        return measured(session, editable, suite, deltas=deltas, retained=retained, progress=progress)
+        return measured(session, editable, suite, deltas=deltas, requests=requests, retained=rounds, progress=progress)

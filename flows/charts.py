@@ -65,7 +65,7 @@ def length(value: float | None, scale: float) -> float | None:
 
 def curve(ages: Sequence[Kept]) -> Curve:
     """The curve of at least one age; a single one has an interval a little wide, so that it can be seen."""
-    numbers = [kept.age or 0 for kept in ages]
+    numbers = [kept.age for kept in ages]
     first, last = numbers[0], numbers[-1]
 
     def x(age: int) -> float:

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from flows.draft import Plan
+from flows.evidence import by_round
 from flows.session import Session, request_of
 from flows.values import value_store
 from ledger.active import changes_between
@@ -180,9 +181,8 @@ def _cost(session: Session, state: ModelState, plan: Plan, after: Sequence[Activ
     params, path = session.workspace.params, session.workspace.path
     settings = read_settings(path(params.method.hparams), params.method.name).settings
     suite, needs = read_suite(path(params.suite)), get_editor(params.method.name).needs
-    requests = {identity: request_of(correction) for identity, correction in state.corrections.items()}
-    asked = [requests[identity] for identity in dict.fromkeys(plan.corrections)]
-    probes = probes_of(suite, asked, [requests[identity] for identity in plan.retained])
+    asked = [request_of(state.corrections[identity]) for identity in dict.fromkeys(plan.corrections)]
+    probes = probes_of(suite, asked, by_round(state, after, frozenset(plan.retained)))
     return Cost(
         values=_values_lacking(session, state, plan, after) if plan.rounds and "values" in needs else 0,
         solves=len(plan.rounds) * len(settings.layers) * settings.max_passes,

@@ -2,19 +2,21 @@
 
 import dataclasses
 import platform
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from flows.errors import FlowError
 from flows.progress import Progress, under
-from flows.session import Session
+from flows.session import Session, request_of
 from flows.workspace import Workspace
-from ledger.records import CaseRow, Gate, Metric, Phase
+from ledger.records import ActiveDelta, CaseRow, Gate, Metric, Phase
+from ledger.status import ModelState
 from nse.architecture import EditableModel
 from nse.delta import Delta
 from nse.editors import get_editor
+from nse.errors import SuiteError
 from nse.evaluation.harness import harness_metrics
 from nse.evaluation.run import Evaluation, evaluate
 from nse.evaluation.suites import Suite, read_suite
@@ -23,15 +25,17 @@ from nse.request import EditRequest
 
 WARNING = "warning: "
 """Begins the name, in a changeset's provenance, of a gate that only warns and failed."""
+NOT_MEASURED = "not measured: "
+"""Begins the name, in a changeset's provenance, of a gate that does not apply."""
 
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """Metrics and cases of head and candidate, the gates that block, and those that warn and failed.
+    """Metrics and cases of head and candidate, the gates that block, and what is to be told of the others.
 
     Attributes:
-        warnings: By gate, as it is written, the value of the candidate. They go into the changeset's provenance: its gates are
-            those that decide about it.
+        warnings: Of gates that warn and failed the value of the candidate, of gates that were not measured why, by gate as it is
+            written. They go into the changeset's provenance: its gates are those that decide about it.
     """
 
     candidate_version: str
@@ -67,7 +71,7 @@ def judge(
     head: Sequence[Delta],
     candidate: Sequence[Delta],
     requests: Sequence[EditRequest],
-    retained: Sequence[EditRequest],
+    retained: Sequence[Sequence[EditRequest]],
     progress: Progress,
 ) -> Evidence:
     """Runs the suite on head and candidate and compares.
@@ -77,7 +81,7 @@ def judge(
         head: Deltas in force.
         candidate: Deltas proposed.
         requests: What the candidate shall have learned; none for a revert.
-        retained: Earlier corrections that the candidate shall still answer.
+        retained: Earlier corrections that the candidate shall still answer, by round.
         progress: Told how far it is.
     """
     suite = read_suite(session.workspace.path(session.workspace.params.suite))
@@ -107,8 +111,25 @@ def judge(
             f"{WARNING}{g.name} {g.op} {g.bound:g}": f"{g.value:.4g}"
             for g in gates
             if g.severity == "warn" and not g.passed
+        }
+        | {
+            f"{NOT_MEASURED}{g}": "there is nothing to ask that it is about"
+            for g in suite.not_measured(found["candidate"], found["head"])
         },
     )
+
+
+def by_round(state: ModelState, active: Iterable[ActiveDelta], corrections: Collection[str]) -> list[list[EditRequest]]:
+    """The requests of corrections that deltas hold, those of one delta together; of two that hold one, with the first."""
+    place: dict[str, int] = {}
+    for number, delta in enumerate(active):
+        for identity in state.held([delta]):
+            place.setdefault(identity, number)
+    rounds: dict[int, list[EditRequest]] = {}
+    for identity, correction in state.corrections.items():
+        if identity in corrections:
+            rounds.setdefault(place[identity], []).append(request_of(correction))
+    return [rounds[number] for number in sorted(rounds)]
 
 
 def measured(
@@ -118,13 +139,13 @@ def measured(
     *,
     deltas: Sequence[Delta],
     requests: Sequence[EditRequest] = (),
-    retained: Sequence[EditRequest] = (),
+    retained: Sequence[Sequence[EditRequest]] = (),
     progress: Progress,
 ) -> Evaluation:
     """Runs a suite on the weights of `deltas`, which are in force, and the tasks of the harness that it asks for.
 
     Raises:
-        SuiteError: If it asks for tasks and the harness is not installed.
+        SuiteError: If it asks for tasks and the harness is not installed, or a gate is on a metric that they do not have.
     """
     found = evaluate(
         editable,
@@ -137,7 +158,12 @@ def measured(
     )
     if suite.harness is None:
         return found
-    return dataclasses.replace(found, metrics=found.metrics | harness_metrics(editable, suite.harness))
+    scores = harness_metrics(editable, suite.harness)
+    gates = (gate.name for gate in suite.gates if gate.name.startswith("harness."))
+    if absent := next((name for name in gates if name not in scores), None):
+        has = ", ".join(sorted(scores)) or "none"
+        raise SuiteError(f"{suite.files[0]}: gate {absent} is on no metric of the tasks: they have {has}")
+    return dataclasses.replace(found, metrics=found.metrics | scores)
 
 
 def provenance(workspace: Workspace) -> dict[str, str]:

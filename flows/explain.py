@@ -78,7 +78,7 @@ def explain(evidence: Judged, *, most: int = MOST) -> list[Explanation]:
 
 def failing_cases(gate: Gate, cases: Sequence[CaseRow]) -> list[FailingCase]:
     """The cases that speak against a gate, in the order of `explain`."""
-    kind, by_answer = kind_of(gate.name), gate.name.endswith("_generation")
+    kind, by_answer = kind_of(gate.name), "_generation" in gate.name
     own = [case for case in cases if kind is not None and case.kind == kind]
     before = {(case.case_id, case.prompt, case.expected): case for case in own if case.phase == "head"}
 

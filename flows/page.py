@@ -12,13 +12,14 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from flows import charts
 from flows.bisect import LEFT_OUT, NOTHING, UNDECIDED, left_out
-from flows.evidence import WARNING
+from flows.evidence import NOT_MEASURED, WARNING
 from flows.metrics import NORM, of_candidate, retention_by_age
 from flows.report import beliefs, metric_pairs
 from ledger.decisions import Case, read_case
 from ledger.records import CaseRow, Changeset, Decision, Gate
 from ledger.unit_of_work import UnitOfWork
 from ledger.views import ChangesetView, show
+from nse.evaluation.gates import kind_of
 
 OPEN = 20
 """So many rows of a table are seen at once; the others are folded away."""
@@ -126,7 +127,8 @@ def page(work: UnitOfWork, reference: str, *, at: str | None = None) -> str:
     parent = work.move_of(changeset.parent) if changeset.parent else None
     ages = retention_by_age(work, changeset)
     kinds = kinds_of(changeset)
-    remarks = {n: v for n, v in changeset.provenance.items() if n.startswith((WARNING, UNDECIDED, NOTHING))}
+    told = (WARNING, NOT_MEASURED, UNDECIDED, NOTHING)
+    remarks = {n: v for n, v in changeset.provenance.items() if n.startswith(told)}
     figures = of_candidate(changeset.metrics)
     norms = [(_place(name), value or 0.0) for name, value in figures.items() if name.startswith(NORM)]
     return _templates().get_template("changeset.html").render(
@@ -165,7 +167,7 @@ def kinds_of(changeset: Changeset) -> tuple[Kind, ...]:
             KINDS.get(name, name.replace("_", " ")),
             tuple(sorted((a for a in own if not a.case.passed), key=lambda a: not a.broke)),
             tuple(a for a in own if a.case.passed),
-            tuple(gate for gate in failed if gate.name in (name, f"{name}_generation", f"{name}_accuracy")),
+            tuple(gate for gate in failed if kind_of(gate.name) == name),
         )
         for name, own in asked.items()
     ]

@@ -13,7 +13,7 @@ from flows.checkpoints import keep_checkpoint
 from flows.decide import approve_by_policy
 from flows.draft import Draft, Plan, save_plan
 from flows.errors import Refused
-from flows.evidence import Evidence, judge, provenance
+from flows.evidence import Evidence, by_round, judge, provenance
 from flows.lock import writer
 from flows.progress import Progress, silent, under
 from flows.reconcile import ARTIFACTS, reconcile
@@ -201,13 +201,16 @@ class Round:
         draft = Draft(self.workspace, plan)
         if not draft.has("evidence"):
             wanted = self._plan(plan)
+            after = _active(wanted.after)
+            with self.workspace.ledger().read() as work:
+                state = read_state(work, self.workspace.model)
             new = tuple(Delta.load(draft.delta(place)) for place in range(len(wanted.rounds)))
             evidence = judge(
                 self.session,
                 head=self.session.deltas(_active(wanted.before)),
-                candidate=(*self._deltas(_active(wanted.after)), *new),
+                candidate=(*self._deltas(after), *new),
                 requests=self._requests([i for i in wanted.corrections if i not in wanted.superseded]),
-                retained=self._requests(wanted.retained),
+                retained=by_round(state, after, frozenset(wanted.retained)),
                 progress=self.progress,
             )
             draft.write("evidence", evidence.to_json())

@@ -218,10 +218,10 @@ def _print(view: "ChangesetView", *, as_json: bool) -> None:
 def _print_faults(view: "ChangesetView", failing: "list[Explanation]", without: "list[LeftOut]") -> None:
     """Prints why gates failed, which corrections were left out for it, and what else is to be told."""
     from flows.bisect import NOTHING, UNDECIDED
-    from flows.evidence import WARNING
+    from flows.evidence import NOT_MEASURED, WARNING
 
     for name, value in view.changeset.provenance.items():
-        if name.startswith((WARNING, UNDECIDED, NOTHING)):
+        if name.startswith((WARNING, NOT_MEASURED, UNDECIDED, NOTHING)):
             say(f"{name}: {value}")
     for told in failing:
         cases = [(c.prompt, c.expected, c.before or "", c.after, _change(c)) for c in told.cases]

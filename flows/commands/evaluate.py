@@ -46,12 +46,14 @@ def evaluate(
 
 
 def _print(title: str, found: "Judgement") -> None:
-    """A row for each metric, or for each of its gates."""
+    """A row for each metric, or for each of its gates, and for each gate that was not measured."""
     rows = []
     for name, value in found.metrics.items():
         gates = [gate for gate in found.gates if gate.name == name]
         said = [(f"{gate.op} {gate.bound:g}", _verdict(gate.passed, gate.severity)) for gate in gates] or [("", "")]
         rows += [(name, f"{value:.4g}", *told) for told in said]
+    for gate in found.not_measured:
+        rows.append((gate.name, "not measured", str(gate).removeprefix(f"{gate.name} "), ""))
     table(title, ("metric", "value", "gate", "passed"), rows)
 
 

@@ -16,6 +16,7 @@ import torch
 from nse.architecture import EditableModel
 from nse.batch import by_length, halved
 from nse.contexts import OPENINGS
+from nse.errors import SuiteError
 from nse.evaluation.fluency import continued, ngram_entropy
 from nse.evaluation.prefixes import run
 from nse.evaluation.score import perplexity
@@ -55,19 +56,38 @@ def vital_signs(
     if base_perplexity is None:
         with base_in_force(editable):
             base_perplexity = perplexity(editable, texts)
-    norms = delta_norms(editable)
     drift, cosine = hidden_drift(editable, texts[:TEXTS])
     written = continued(editable, OPENINGS, tokens=TOKENS, seed=seed)
     return {
         "perplexity": own,
         "perplexity_ratio": own / base_perplexity,
-        # torch's maximum, unlike Python's, lets no NaN pass unseen: a comparison with NaN is false, and so fails its gate
-        "delta_norm": float(torch.tensor([0.0, *norms.values()], dtype=torch.float64).max()),
-        **{f"delta_norm.{place}": norm for place, norm in norms.items()},
+        **norm_signs(editable),
         "hidden_drift": drift,
         "hidden_cosine": cosine,
         "text_entropy": math.fsum(ngram_entropy(text) for text in written) / len(written),
     }
+
+
+def norm_signs(editable: EditableModel) -> dict[str, float]:
+    """`delta_norm` and `delta_norm.<layer>`, as in `vital_signs`: these need no text."""
+    norms = delta_norms(editable)
+    return {
+        # torch's maximum, unlike Python's, lets no NaN pass unseen: a comparison with NaN is false, and so fails its gate
+        "delta_norm": float(torch.tensor([0.0, *norms.values()], dtype=torch.float64).max()),
+        **{f"delta_norm.{place}": norm for place, norm in norms.items()},
+    }
+
+
+def check_places(editable: EditableModel, names: Sequence[str]) -> None:
+    """Checks that metrics `delta_norm.<layer>` are on layers, or on weights in no layer, of the model.
+
+    Raises:
+        SuiteError: If one is not.
+    """
+    places = {_place(editable, name) for name in editable.base_tensors} if names else set()
+    if unknown := next((name for name in names if name.removeprefix("delta_norm.") not in places), None):
+        numbers = f"its layers are 0 to {editable.layers - 1}"
+        raise SuiteError(f"gate {unknown} is on no layer of the model: {numbers}, a weight outside them has its name")
 
 
 def delta_norms(editable: EditableModel) -> dict[str, float]:

@@ -16,7 +16,10 @@ KINDS = frozenset(get_args(Kind))
 OF_CORRECTIONS = KINDS - {"retention", "untouched", "kept", "canary"}
 """Kinds of probes that belong to the corrections under judgement; the others are about what the model knew before."""
 WAYS = ("_generation", "_accuracy")
+ENDS = ("_low", "_high")
+"""Of the interval of retention, where a sample of the past corrections is asked."""
 METRICS = frozenset(f"{kind}{way}" for kind in KINDS for way in ("", *WAYS)) | {
+    *(f"retention{way}{end}" for way in ("", *WAYS) for end in ENDS),
     *("perplexity", "perplexity_ratio", "delta_norm", "hidden_drift", "hidden_cosine", "text_entropy"),
 }
 _NUMBERED = re.compile(r"delta_norm\.[\w.]+|harness\.[\w-]+\.[\w-]+")
@@ -52,6 +55,10 @@ class Gate:
     severity: Severity = "block"
     against: Against = "absolute"
 
+    def __str__(self) -> str:
+        """The gate as people read it."""
+        return f"{self.name} {self.op} {self.bound:g}{'' if self.against == 'absolute' else ' against head'}"
+
 
 @dataclass(frozen=True, slots=True)
 class GateResult:
@@ -66,26 +73,29 @@ class GateResult:
 
 
 def gate_results(gates: tuple[Gate, ...], candidate: Measured, head: Measured | None) -> tuple[GateResult, ...]:
-    """Compares metrics with gates.
+    """Compares metrics with gates, less those that do not apply (`not_measured`)."""
+    return tuple(result for gate in gates if (result := _result(gate, candidate, head)) is not None)
 
-    A gate on a metric that was not measured (no such probes) does not apply; nor does one against a head that was not measured.
-    """
-    results = []
-    for gate in gates:
-        start = 0.0 if gate.against == "absolute" else (head.metrics if head is not None else {}).get(gate.name)
-        if start is None or gate.name not in candidate.metrics:
-            continue
-        bound = gate.bound if gate.against == "absolute" else round(start + gate.bound, _DIGITS)
-        value = candidate.metrics[gate.name]
-        results.append(GateResult(gate.name, gate.op, bound, value, COMPARE[gate.op](value, bound), gate.severity))
-    return tuple(results)
+
+def not_measured(gates: tuple[Gate, ...], candidate: Measured, head: Measured | None) -> tuple[Gate, ...]:
+    """The gates that do not apply: on what was not measured, for there was nothing to ask, or against a head where it was not."""
+    return tuple(gate for gate in gates if _result(gate, candidate, head) is None)
+
+
+def _result(gate: Gate, candidate: Measured, head: Measured | None) -> GateResult | None:
+    start = 0.0 if gate.against == "absolute" else (head.metrics if head is not None else {}).get(gate.name)
+    if start is None or gate.name not in candidate.metrics:
+        return None
+    bound = gate.bound if gate.against == "absolute" else round(start + gate.bound, _DIGITS)
+    value = candidate.metrics[gate.name]
+    return GateResult(gate.name, gate.op, bound, value, COMPARE[gate.op](value, bound), gate.severity)
 
 
 def kind_of(metric: str) -> str | None:
-    """The kind of probes that a metric is a share of; None for one that is none, such as perplexity."""
+    """The kind of probes that a metric is a share of, or an end of its interval; None for others, such as perplexity."""
     kind = metric
-    for way in WAYS:
-        kind = kind.removesuffix(way)
+    for suffix in (*ENDS, *WAYS):
+        kind = kind.removesuffix(suffix)
     return kind if kind in KINDS else None
 
 

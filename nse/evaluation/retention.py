@@ -1,20 +1,15 @@
-"""Retention by age: how many of the past edits still hold, by the number of rounds since, with what a sample leaves open."""
+"""Retention: how many of the past edits still hold; samples of them, and what a sample leaves open."""
 
 import math
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib.util import find_spec
-from pathlib import Path
 
-from nse.errors import NseError
-from nse.evaluation.outcomes import CaseOutcome
+from nse.evaluation.metrics import WAYS
 from nse.evaluation.probes import shuffled
 from nse.request import EditRequest
 
 Z = 1.959963984540054
 """Standard normal quantile of 0.975: intervals hold 95 times in a hundred."""
-COLOUR = "#4878a8"
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,14 +17,14 @@ class Kept:
     """How many of n edits still hold.
 
     Attributes:
-        age: Rounds since they were made; nothing for all edits together.
+        age: Rounds since they were made.
         n: Edits that were asked.
         kept: Share of them that holds.
         low: Lower end of its 95% interval.
         high: Upper end.
     """
 
-    age: int | None
+    age: int
     n: int
     kept: float
     low: float
@@ -47,23 +42,6 @@ def wilson(right: int, n: int) -> tuple[float, float]:
     half = Z / shrink * math.sqrt(share * (1 - share) / n + Z**2 / (4 * n**2))
     # the ends are 0 and 1 exactly where no draw was right and where all were: what rounding says is no matter
     return (0.0 if right == 0 else middle - half), (1.0 if right == n else middle + half)
-
-
-def retention_by_age(outcomes: Sequence[CaseOutcome], rounds: Mapping[str, int]) -> tuple[tuple[Kept, ...], Kept]:
-    """What free generation says of past edits, by age, youngest first, and of all of them together.
-
-    Args:
-        outcomes: Answers to one probe or more per past edit, at least one edit's; an edit holds if all of its answers are right.
-        rounds: Number of the round of each edit that was ever made, by `case_id`; the youngest has age 0.
-    """
-    held: dict[str, bool] = {}
-    for outcome in outcomes:
-        held[outcome.case_id] = held.get(outcome.case_id, True) and outcome.passed
-    latest = max(rounds.values())
-    ages: dict[int, list[bool]] = {}
-    for case, holds in held.items():
-        ages.setdefault(latest - rounds[case], []).append(holds)
-    return tuple(_kept(age, ages[age]) for age in sorted(ages)), _kept(None, list(held.values()))
 
 
 def stratified(rounds: Sequence[Sequence[EditRequest]], size: int, *, seed: str) -> tuple[EditRequest, ...]:
@@ -86,36 +64,24 @@ def stratified(rounds: Sequence[Sequence[EditRequest]], size: int, *, seed: str)
     return tuple(ordered[(2 * i + 1) * len(ordered) // (2 * size)] for i in range(size))
 
 
-def draw(ages: Sequence[Kept], overall: Kept, path: Path) -> None:
-    """Draws retention by age with its intervals into an SVG file, the same bytes each time.
+def sample_metrics(metrics: Mapping[str, float], *, asked: int, total: int) -> dict[str, float]:
+    """What a sample of past edits says of all of them.
 
-    Raises:
-        NseError: If matplotlib is not installed.
+    Args:
+        metrics: With `retention<way>`, the shares of the sample that hold.
+        asked: Edits in the sample.
+        total: All past edits.
+
+    Returns:
+        `retention_asked` and `retention_all`, both numbers, and `retention<way>_low` and `retention<way>_high` of each way: the
+        95% interval of the share of all, within what is certain: those seen to hold are a part of all. None if none was asked.
     """
-    if find_spec("matplotlib") is None:
-        raise NseError("a plot needs matplotlib, which is not installed: `pip install 'nse-pipeline[plots]'`")
-    from matplotlib import rc_context
-    from matplotlib.backends.backend_svg import FigureCanvasSVG
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import MaxNLocator
-
-    figure = Figure(figsize=(6, 3.6), layout="constrained")
-    FigureCanvasSVG(figure)
-    axis = figure.subplots()
-    numbers, shares = [k.age or 0 for k in ages], [100 * k.kept for k in ages]
-    errors = [[100 * max(0.0, k.kept - k.low) for k in ages], [100 * max(0.0, k.high - k.kept) for k in ages]]
-    axis.errorbar(numbers, shares, yerr=errors, fmt="o-", color=COLOUR, capsize=3, label="by age")
-    axis.axhspan(100 * overall.low, 100 * overall.high, color=COLOUR, alpha=0.15, label="all ages")
-    axis.set(xlabel="age of edit (rounds)", ylabel="still holds, free generation (%)", ylim=(0, 101))
-    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axis.legend(fontsize=8, loc="lower left")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.parent / f".{os.getpid()}.{path.name}"
-    with rc_context({"svg.hashsalt": "nse"}):
-        figure.savefig(temporary, format="svg", metadata={"Date": None})
-    temporary.replace(path)
-
-
-def _kept(age: int | None, held: Sequence[bool]) -> Kept:
-    low, high = wilson(sum(held), len(held))
-    return Kept(age, len(held), sum(held) / len(held), low, high)
+    if not asked:
+        return {}
+    found = {"retention_asked": float(asked), "retention_all": float(total)}
+    for way in WAYS:
+        right = round(metrics[f"retention{way}"] * asked)
+        low, high = wilson(right, asked)
+        found[f"retention{way}_low"] = max(low, right / total)
+        found[f"retention{way}_high"] = min(high, (right + total - asked) / total)
+    return found

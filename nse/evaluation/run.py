@@ -3,6 +3,8 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
+from itertools import chain
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -10,13 +12,14 @@ from transformers import PreTrainedTokenizerBase
 from nse.architecture import EditableModel
 from nse.batch import Progress, silent
 from nse.evaluation.answers import answer, satisfies
-from nse.evaluation.collapse import vital_signs
+from nse.evaluation.collapse import check_places, norm_signs, vital_signs
 from nse.evaluation.generate import ANSWER_TOKENS
 from nse.evaluation.metrics import shares
 from nse.evaluation.misleading import World, misleading_probes
 from nse.evaluation.outcomes import SCHEMA, CaseOutcome, OutcomeStore
 from nse.evaluation.probes import Probe, Rule, request_probes, untouched_probes
 from nse.evaluation.questions import Question, Reply, reply
+from nse.evaluation.retention import sample_metrics
 from nse.evaluation.score import perplexity
 from nse.evaluation.suites import Suite
 from nse.fingerprint import json_digest
@@ -41,7 +44,7 @@ class Evaluation:
 def probes_of(
     suite: Suite,
     requests: Sequence[EditRequest],
-    retained: Sequence[EditRequest],
+    retained: Sequence[Sequence[EditRequest]],
     *,
     tokenizer: PreTrainedTokenizerBase | None = None,
 ) -> list[Probe]:
@@ -50,10 +53,10 @@ def probes_of(
     Args:
         suite: What to ask.
         requests: Corrections under judgement.
-        retained: Earlier corrections.
+        retained: Earlier corrections, those of one round together; the suite asks all of them or a sample.
         tokenizer: Whose chat template is used, if the suite asks in it.
     """
-    edited = {(r.subject.casefold(), r.relation or "") for r in (*requests, *retained)}
+    edited = {(r.subject.casefold(), r.relation or "") for r in chain(requests, *retained)}
     probes = []
     for request in requests:
         relation = request.relation or ""
@@ -66,7 +69,9 @@ def probes_of(
         )
     world = World.of(suite.facts, suite.templates, edited=edited, tokenizer=tokenizer)
     probes += misleading_probes(requests, world, kinds=suite.misleading, per_kind=suite.per_kind)
-    probes += [Probe("retention", r.case_id, r.prompt, r.target_new, r.target_true) for r in retained]
+    probes += [
+        Probe("retention", r.case_id, r.prompt, r.target_new, r.target_true) for r in suite.asked_again(retained)
+    ]
     probes += untouched_probes(suite.facts, templates=suite.templates, edited=edited, sample=suite.untouched)
     probes += [Probe("kept", fact.name, fact.prompt, fact.expected, fact.foil) for fact in suite.kept]
     probes += [
@@ -136,7 +141,23 @@ def _outcome(probe: Probe, scores: Mapping[str, tuple[tuple[float, int], bool]],
     )
 
 
-def _signs(
+def _signs(editable: EditableModel, suite: Suite, *, store: OutcomeStore | None, version: str) -> dict[str, float]:
+    """The vital signs that a suite has texts for, or only the norms if it has none and gates on them.
+
+    A layer that a gate is on and that no delta changes has the norm 0.
+    """
+    gated = [gate.name for gate in suite.gates if gate.name.startswith("delta_norm")]
+    if suite.texts:
+        found = _vital_signs(editable, suite.texts, store=store, version=version)
+    elif gated:
+        measure = partial(norm_signs, editable)
+        found = measure() if store is None else store.measured(version, "norms", measure)
+    else:
+        found = {}
+    return dict.fromkeys(gated, 0.0) | found
+
+
+def _vital_signs(
     editable: EditableModel, texts: Sequence[str], *, store: OutcomeStore | None, version: str
 ) -> dict[str, float]:
     """The vital signs of the weights in force; with a store each version is measured once, and so is the base model."""
@@ -160,7 +181,7 @@ def evaluate(
     suite: Suite,
     *,
     requests: Sequence[EditRequest] = (),
-    retained: Sequence[EditRequest] = (),
+    retained: Sequence[Sequence[EditRequest]] = (),
     store: OutcomeStore | None = None,
     version: str = "",
     progress: Progress = silent,
@@ -171,24 +192,28 @@ def evaluate(
         editable: The model.
         suite: What to ask.
         requests: Corrections under judgement: efficacy, generalization, specificity.
-        retained: Corrections of earlier rounds that must still hold.
+        retained: Corrections of earlier rounds that must still hold, those of one round together.
         store: Answers given before, if any are kept.
         version: Digest of the weights in force; needed with `store`.
         progress: Called as `progress(stage, done, total)`.
 
     Returns:
-        Metrics `<kind>` (by probability), `<kind>_accuracy` and `<kind>_generation` for each kind that had probes, and the
-        vital signs if the suite has texts (`nse.evaluation.collapse`).
+        Metrics `<kind>` (by probability), `<kind>_accuracy` and `<kind>_generation` for each kind that had probes; what a sample
+        of `retained` leaves open, if the suite asks one (`nse.evaluation.retention`); the vital signs if the suite has texts
+        (`nse.evaluation.collapse`), of these `delta_norm` also if a gate is on it.
 
     Raises:
         TokenError: If a prompt does not fit the model.
+        SuiteError: If a gate is on the norm of a layer that the model does not have.
     """
+    check_places(editable, [gate.name for gate in suite.gates if gate.name.startswith("delta_norm.")])
     probes = probes_of(suite, requests, retained, tokenizer=editable.tokenizer)
     if store is not None:
         cases = ask_once(editable, probes, store=store, version=version, progress=progress)
     else:
         cases = ask(editable, probes, progress=progress)
     metrics = shares(cases)
-    if suite.texts:
-        metrics |= _signs(editable, suite.texts, store=store, version=version)
-    return Evaluation(metrics, cases)
+    if suite.retention is not None:
+        asked = sum(case.kind == "retention" for case in cases)
+        metrics |= sample_metrics(metrics, asked=asked, total=sum(map(len, retained)))
+    return Evaluation(metrics | _signs(editable, suite, store=store, version=version), cases)

@@ -2,7 +2,7 @@
 
 import csv
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar, get_args
@@ -10,19 +10,32 @@ from typing import Any, TypeVar, get_args
 import yaml
 
 from nse.errors import RequestError, SuiteError
-from nse.evaluation.gates import Gate, GateResult, Measured, gate_results, read_gates
+from nse.evaluation.gates import (
+    ENDS,
+    OF_CORRECTIONS,
+    Gate,
+    GateResult,
+    Measured,
+    gate_results,
+    kind_of,
+    not_measured,
+    read_gates,
+)
 from nse.evaluation.harness import Harness
 from nse.evaluation.misleading import MISLEADING
 from nse.evaluation.probes import KnownFact, Rule, asking_order, shuffled
+from nse.evaluation.retention import stratified
 from nse.fingerprint import file_digest, json_digest
-from nse.request import read_requests, read_text
+from nse.request import EditRequest, read_requests, read_text
 from nse.subjects import HeldFact
 
 __all__ = ["Canary", "Gate", "GateResult", "KeptFact", "Suite", "held_facts", "read_suite"]
 
 T = TypeVar("T", bound=list[Any] | dict[Any, Any])
 NAMED = ("facts", "templates", "text")
-KEYS = {"schema", *NAMED, "keep", "neighbours", "untouched", "misleading", "per_kind", "canaries", "gates", "harness"}
+NEED_TEXT = frozenset({"perplexity", "perplexity_ratio", "hidden_drift", "hidden_cosine", "text_entropy"})
+NUMBERS = ("neighbours", "untouched", "retention", "per_kind")
+KEYS = {"schema", *NAMED, *NUMBERS, "keep", "misleading", "canaries", "gates", "harness"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +78,8 @@ class Suite:
     digest: str
     untouched: int | None = None
     """How many known facts are asked, always the same ones; all of them if not given."""
+    retention: int | None = None
+    """How many past corrections are asked again, a sample in which each round has its share; all of them if not given."""
     kept: tuple[KeptFact, ...] = ()
     misleading: tuple[str, ...] = ()
     """Kinds of misleading probes that are asked of each correction."""
@@ -76,6 +91,21 @@ class Suite:
         """Compares metrics with the gates, those against the head with the head's; see `gates.gate_results`."""
         return gate_results(self.gates, candidate, head)
 
+    def asked_again(self, rounds: Sequence[Sequence[EditRequest]]) -> tuple[EditRequest, ...]:
+        """Of past corrections, those of one round together, the ones that are asked: always the same of the same ones."""
+        if self.retention is None:
+            return tuple(request for corrections in rounds for request in corrections)
+        return stratified(rounds, self.retention, seed="retention")
+
+    def not_measured(self, candidate: Measured, head: Measured | None = None) -> tuple[Gate, ...]:
+        """The gates that `gate` has no result for; see `gates.not_measured`."""
+        return not_measured(self.gates, candidate, head)
+
+    @property
+    def judges_corrections(self) -> bool:
+        """Whether it asks, or a gate is on, what only corrections under judgement give."""
+        return bool(self.misleading) or any(kind_of(gate.name) in OF_CORRECTIONS for gate in self.gates)
+
     @property
     def relative(self) -> bool:
         """Whether a gate is against the head."""
@@ -86,7 +116,8 @@ def read_suite(path: Path) -> Suite:
     """Reads a suite file.
 
     Raises:
-        SuiteError: If it or a file it names is missing or malformed; the message says which and where.
+        SuiteError: If it or a file it names is missing or malformed, or a gate is on what it never measures; the message says
+            which and where.
     """
     try:
         data = _yaml(path)
@@ -110,7 +141,7 @@ def read_suite(path: Path) -> Suite:
     tasks = _task_files(harness)
     home = path.parent.resolve()
     digest = [[f.name, file_digest(f)] for f in files] + [[str(f.relative_to(home)), file_digest(f)] for f in tasks]
-    return Suite(
+    suite = Suite(
         facts=facts,
         templates=templates,
         texts=texts,
@@ -124,11 +155,16 @@ def read_suite(path: Path) -> Suite:
         files=(*files, *tasks),
         digest=json_digest(digest),
         untouched=_count(data["untouched"], "untouched", path) if "untouched" in data else None,
+        retention=_count(data["retention"], "retention", path) if "retention" in data else None,
         kept=kept,
         misleading=misleading,
         per_kind=_count(data.get("per_kind", 2), "per_kind", path),
         harness=harness,
     )
+    for gate in suite.gates:
+        if lacking := _lacking(suite, gate.name):
+            raise SuiteError(f"{path}: gate {gate.name} is on what the suite never measures: {lacking}")
+    return suite
 
 
 def held_facts(suite: Suite) -> tuple[HeldFact, ...]:
@@ -138,6 +174,35 @@ def held_facts(suite: Suite) -> tuple[HeldFact, ...]:
         wordings = asking_order(suite.templates[fact.relation], fact.subject)
         held.append(HeldFact(fact.subject, wordings[-1], fact.object, fact.relation))
     return tuple(held)
+
+
+def _lacking(suite: Suite, metric: str) -> str | None:
+    """What a suite needs and lacks to measure a metric; None if it can, be there corrections."""
+    kind = kind_of(metric) or ""
+    if metric.startswith("harness."):
+        return _lacking_task(suite.harness, metric.split(".")[1])
+    if metric in NEED_TEXT:
+        return None if suite.texts else "name a `text` that has a line"
+    if kind in MISLEADING:
+        asked = kind in suite.misleading and suite.per_kind
+        return None if asked else f"list {kind} in `misleading`, `per_kind` above 0"
+    if metric.endswith(ENDS) and suite.retention is None:
+        return "write `retention: N`, how many past corrections to ask"
+    has = {
+        "retention": (suite.retention != 0, "leave `retention` above 0"),
+        "untouched": (suite.facts and suite.untouched != 0, "name `facts`, and leave `untouched` above 0"),
+        "kept": (suite.kept, "name files to `keep`"),
+        "canary": (suite.canaries, "write `canaries`"),
+    }
+    there, advice = has.get(kind, (True, ""))
+    return None if there else advice
+
+
+def _lacking_task(harness: Harness | None, task: str) -> str | None:
+    tasks = harness.tasks if harness is not None else ()
+    # a listed name may be that of a group, whose parts have metrics too: mmlu_anatomy is a part of mmlu
+    there = any(task == known or task.startswith(f"{known}_") for known in tasks)
+    return None if there else f"list the task {task} in `harness.tasks`"
 
 
 def _count(value: Any, key: str, path: Path) -> int:

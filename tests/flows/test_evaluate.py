@@ -7,9 +7,14 @@ from typing import Any
 
 import pytest
 
+from flows.explain import explain
+from flows.plan import run_round
+from flows.session import Session
 from flows.workspace import Workspace
+from tests.flows.rounds import CAPITAL, Spaces, file, history, spaces
 
 Nse = Callable[..., Any]
+__all__ = ["history", "spaces"]
 
 
 @pytest.fixture
@@ -56,6 +61,80 @@ def test_a_bound_against_the_head_is_counted_from_the_version_in_force(
         for at in ("base", "head")
     }
     assert gates["base"]["bound"] == gates["head"]["value"]
+
+
+@pytest.fixture
+def judging(workspace: Workspace) -> Path:
+    """A suite with gates on what only corrections give."""
+    path = workspace.path(workspace.params.suite).parent / "judging.yaml"
+    gates = {"efficacy_generation": ">= 2", "running_text": ">= 0", "retention": ">= 0", "same_subject": ">= 0"}
+    shared = {"facts": "facts.csv", "templates": "templates.yaml", "misleading": ["running_text", "same_subject"]}
+    path.write_text(json.dumps({**shared, "gates": gates}))
+    return path
+
+
+def test_gates_on_corrections_judge_those_in_force(edited: Workspace, judging: Path, nse: Nse) -> None:
+    found = nse("evaluate", "--suite", judging, "--gate", "--json")
+    assert found.code == 1
+    (one,) = found.json["suites"]
+    assert {gate["name"]: gate["passed"] for gate in one["gates"]} == {
+        "efficacy_generation": False,
+        "running_text": True,
+        "retention": True,
+    }
+    assert one["not_measured"] == ["same_subject >= 0"]  # the suite knows one fact of each subject
+
+
+def test_gates_that_there_is_nothing_to_ask_for_are_told(edited: Workspace, judging: Path, nse: Nse) -> None:
+    found = nse("evaluate", "--at", "base", "--suite", judging, "--gate")
+    assert found.code == 0
+    assert found.out.count("not measured") == 4
+    assert "not measured: retention >= 0: there is nothing to ask" in nse("show", "1").out  # of the first round
+
+
+SAMPLED = {"facts": "facts.csv", "templates": "templates.yaml", "retention": 3}
+
+
+def test_a_sample_of_the_past_corrections_is_asked_always_the_same(spaces: Spaces, nse: Nse) -> None:
+    space = spaces.all_three
+    path = space.path(space.params.suite).with_name("sampled.yaml")
+    path.write_text(json.dumps({**SAMPLED, "gates": {"retention_generation_low": ">= 2", "efficacy": ">= 0"}}))
+    found = nse("evaluate", "--suite", path, "--gate", "--json")
+    assert found.code == 1
+    (one,) = found.json["suites"]
+    assert [gate["name"] for gate in one["gates"]] == ["retention_generation_low", "efficacy"]
+    assert (one["metrics"]["retention_asked"], one["metrics"]["retention_all"]) == (3, 6)
+    assert one["metrics"]["retention"] == one["metrics"]["efficacy"]  # the same are asked
+    assert nse("evaluate", "--suite", path, "--json").json["suites"] == [one]
+
+
+def test_a_round_asks_the_sample_that_the_suite_wants(spaces: Spaces) -> None:
+    space = spaces.all_three
+    space.path(space.params.suite).write_text(json.dumps({**SAMPLED, "gates": {"retention_low": ">= 2"}}))
+    file(space, [f"Fara,capital,{CAPITAL},Paris,Delhi,gazette,Sue,moved,,"])
+    made = run_round(Session(space), by="Pia").changeset
+    assert made is not None
+    asked = [case for case in made.cases if case.kind == "retention"]
+    assert len({case.case_id for case in asked}) == 3
+    metrics = {metric.name: metric.value for metric in made.metrics if metric.phase == "candidate"}
+    assert (metrics["retention_asked"], metrics["retention_all"]) == (3, 6)
+    (gate,) = made.gates
+    assert not gate.passed
+    (why,) = explain(made)
+    assert {case.kind for case in why.cases} <= {"retention"}
+    assert why.total == sum(case.probability < 0.5 for case in asked if case.phase == "candidate")
+
+
+def test_a_gate_on_a_metric_that_a_task_does_not_have_names_those_that_it_has(
+    workspace: Workspace, suites: tuple[Path, Path], nse: Nse, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scores = {"harness.mine.acc": 0.5, "harness.mine.f1": 0.4}
+    monkeypatch.setattr("flows.evidence.harness_metrics", lambda *_: scores)
+    suites[0].write_text('{harness: {tasks: [mine]}, gates: {harness.mine.accuracy: ">= 0.1"}}')
+    found = nse("evaluate", "--suite", suites[0], "--gate")
+    assert found.code == 2
+    told = "gate harness.mine.accuracy is on no metric of the tasks: they have harness.mine.acc, harness.mine.f1"
+    assert told in found.error
 
 
 def test_a_suite_that_is_missing_is_refused(workspace: Workspace, nse: Nse) -> None:

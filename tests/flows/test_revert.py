@@ -29,7 +29,7 @@ def test_one_correction_goes_and_the_other_stays(edited: Workspace, nse: Nse) ->
     planned = nse("revert", identity[:10], "--by", "Pia", "--reason", "wrong", "--json").json["changeset"]
     assert [change["dropped"] for change in planned["changes"]] == [[identity]]
     assert (planned["reverted"], planned["mode"]) == ([identity], "drop")
-    assert {gate["name"] for gate in planned["gates"]} == {"retention"}
+    assert {gate["name"] for gate in planned["gates"]} == {"delta_norm", "retention"}
     applied(nse, 2)
     assert nse("blame", "Alba", "--json").json[0]["status"] == "reverted"
     assert nse("blame", "Borea", "--json").json[0]["in_force"]

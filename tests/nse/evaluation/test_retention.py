@@ -1,17 +1,12 @@
-"""Retention by age: intervals against published figures and by simulation, samples, the plot."""
+"""Retention: intervals against published figures and by simulation, samples and what they leave open."""
 
 import random
 from collections import Counter
 
 import pytest
 
-from nse.evaluation.outcomes import CaseOutcome
-from nse.evaluation.retention import draw, retention_by_age, stratified, wilson
+from nse.evaluation.retention import sample_metrics, stratified, wilson
 from nse.request import EditRequest
-
-
-def answered(case: str, passed: bool) -> CaseOutcome:
-    return CaseOutcome("retention", case, "prompt", "x", 0.5, passed, "x", passed, 1.0, None, passed)
 
 
 def edits(*sizes: int) -> list[list[EditRequest]]:
@@ -42,18 +37,6 @@ def test_an_interval_holds_the_true_share_about_as_often_as_it_says() -> None:
     assert 0.92 < hits / 2000 < 0.98
 
 
-def test_edits_are_counted_by_age_and_hold_only_if_all_their_answers_are_right() -> None:
-    rounds = {"a": 1, "b": 1, "c": 3, "d": 4}
-    outcomes = [answered("a", True), answered("a", False), answered("b", True), answered("c", True)]
-    ages, overall = retention_by_age(outcomes, rounds)
-    assert [(k.age, k.n, k.kept) for k in ages] == [
-        (1, 1, 1.0),
-        (3, 2, 0.5),
-    ]  # of round 4, the youngest, none was asked
-    assert (overall.age, overall.n, overall.kept) == (None, 3, pytest.approx(2 / 3))
-    assert (ages[1].low, ages[1].high) == wilson(1, 2)
-
-
 def test_a_sample_has_of_each_round_its_share_and_depends_on_the_seed_alone() -> None:
     rounds = edits(40, 10, 30, 20)
     drawn = stratified(rounds, 20, seed="s")
@@ -77,12 +60,20 @@ def test_every_edit_can_be_drawn() -> None:
     }
 
 
-def test_the_plot_is_an_image_with_the_same_bytes_each_time(tmp_path) -> None:
-    pytest.importorskip("matplotlib")
-    ages, overall = retention_by_age([answered("a", True), answered("b", False)], {"a": 1, "b": 2})
-    for name in ("one.svg", "two.svg"):
-        draw(ages, overall, tmp_path / "plots" / name)
-    first, second = ((tmp_path / "plots" / name).read_bytes() for name in ("one.svg", "two.svg"))
-    assert first == second
-    assert b"</svg>" in first
-    assert b"age of edit" in first or first.count(b"<path") > 10  # letters are drawn as paths
+def test_a_sample_says_between_what_bounds_the_share_of_all_lies() -> None:
+    ways = {"retention": 0.95, "retention_accuracy": 1.0, "retention_generation": 0.5}
+    found = sample_metrics(ways, asked=100, total=5000)
+    assert (found["retention_asked"], found["retention_all"]) == (100, 5000)
+    assert (found["retention_low"], found["retention_high"]) == wilson(95, 100)
+    assert (found["retention_generation_low"], found["retention_generation_high"]) == wilson(50, 100)
+    assert (found["retention_accuracy_low"], found["retention_accuracy_high"]) == (wilson(100, 100)[0], 1.0)
+
+
+def test_where_all_or_nearly_all_are_asked_the_bounds_are_what_is_certain() -> None:
+    ways = {"retention": 1.0, "retention_accuracy": 0.5, "retention_generation": 0.0}
+    all_of_them = sample_metrics(ways, asked=10, total=10)
+    assert all(all_of_them[f"{way}_low"] == all_of_them[f"{way}_high"] == share for way, share in ways.items())
+    but_one = sample_metrics(ways, asked=10, total=11)
+    assert (but_one["retention_low"], but_one["retention_high"]) == (10 / 11, 1.0)
+    assert (but_one["retention_generation_low"], but_one["retention_generation_high"]) == (0.0, 1 / 11)
+    assert sample_metrics({}, asked=0, total=0) == {}

@@ -8,13 +8,14 @@ import pytest
 import torch
 
 from nse.editors.nse import NSE
+from nse.errors import SuiteError
 from nse.evaluation.answers import answer, same_answer
 from nse.evaluation.generate import generate
 from nse.evaluation.outcomes import OutcomeStore
 from nse.evaluation.probes import KnownFact, Probe
 from nse.evaluation.run import evaluate, probes_of
 from nse.evaluation.score import perplexity
-from nse.evaluation.suites import Canary, KeptFact, Suite
+from nse.evaluation.suites import Canary, Gate, KeptFact, Suite
 from nse.patch import compose, patched
 from nse.request import EditRequest
 from tests.nse import oracle
@@ -26,8 +27,8 @@ KNOWN = (("Clara Dahl", "Oslo"), ("Dmitri Eng", "Rome"), ("Boris Cole", "Lima"))
 
 def suite(**change) -> Suite:
     facts = tuple(KnownFact(s, "home", o) for s, o in KNOWN)
-    parts = {"texts": ("Anna Berg lives in Oslo.",), "canaries": (Canary("The home of", "Rome"),)} | change
-    return Suite(facts, TEMPLATES, neighbours=2, gates=(), files=(), digest="", **parts)
+    parts = {"texts": ("Anna Berg lives in Oslo.",), "canaries": (Canary("The home of", "Rome"),), "gates": ()} | change
+    return Suite(facts, TEMPLATES, neighbours=2, files=(), digest="", **parts)
 
 
 def most_probable(editable, prompt: str, target: str) -> bool:
@@ -39,7 +40,7 @@ def most_probable(editable, prompt: str, target: str) -> bool:
 
 @torch.no_grad()
 def test_every_outcome_and_metric_is_what_asking_one_by_one_gives(editable) -> None:
-    requests, retained = [fact(0)], [fact(1)]
+    requests, retained = [fact(0)], [[fact(1)]]
     asked = probes_of(suite(), requests, retained)
     result = evaluate(editable, suite(), requests=requests, retained=retained)
     assert {p.kind for p in asked} == {
@@ -78,13 +79,25 @@ def test_every_outcome_and_metric_is_what_asking_one_by_one_gives(editable) -> N
 
 def test_retained_and_new_subjects_are_neither_neighbours_nor_untouched() -> None:
     requests = [fact(0)]  # Anna Berg
-    retained = [fact(1)]  # Boris Cole
+    retained = [[fact(1)]]  # Boris Cole
     found = probes_of(suite(), requests, retained)
     for kind in ("specificity", "untouched"):
         prompts = [p.prompt for p in found if p.kind == kind]
         assert prompts
         assert not any("Anna" in p or "Boris" in p for p in prompts)
     assert [p.case_id for p in found if p.kind == "retention"] == ["case 1"]
+
+
+def test_of_past_corrections_a_sample_is_asked_and_none_is_untouched(editable) -> None:
+    own, rounds = suite(texts=(), retention=2), [[fact(0), fact(1)], [fact(2), fact(3)]]
+    found = evaluate(editable, own, retained=rounds)
+    names = [case.case_id for case in found.cases if case.kind == "retention"]
+    assert [name in ("case 0", "case 1") for name in names] == [True, False]
+    assert (found.metrics["retention_asked"], found.metrics["retention_all"]) == (2, 4)
+    assert found.metrics["retention_low"] <= found.metrics["retention"] <= found.metrics["retention_high"]
+    subjects = [request.subject for corrections in rounds for request in corrections]
+    assert not any(subject in case.prompt for case in found.cases if case.kind == "untouched" for subject in subjects)
+    assert "retention_low" not in evaluate(editable, suite(texts=()), retained=rounds).metrics
 
 
 def test_only_kinds_that_were_asked_have_metrics(editable) -> None:
@@ -125,7 +138,7 @@ def test_what_is_to_be_kept_is_asked_whatever_is_corrected(editable) -> None:
 
 def test_what_misleads_is_asked_if_the_suite_wants_it_less_what_was_corrected() -> None:
     own = suite(misleading=("distracted", "running_text"), per_kind=1)
-    found = [p for p in probes_of(own, [fact(0)], [fact(1)]) if p.kind in own.misleading]
+    found = [p for p in probes_of(own, [fact(0)], [[fact(1)]]) if p.kind in own.misleading]
     assert sorted(p.kind for p in found) == ["distracted", "running_text"]
     assert not any("Boris" in p.prompt for p in found)
     assert not [p for p in probes_of(suite(), [fact(0)], []) if p.kind in own.misleading]
@@ -135,6 +148,26 @@ def test_the_signs_of_collapse_are_among_the_metrics(editable) -> None:
     assert {"perplexity", "delta_norm", "hidden_drift", "hidden_cosine", "text_entropy"} <= set(
         evaluate(editable, suite()).metrics
     )
+
+
+def test_the_norm_of_an_update_is_measured_without_a_text_if_a_gate_is_on_it(editable, tmp_path, monkeypatch) -> None:
+    gates = tuple(Gate(name, "<=", 1.0) for name in ("delta_norm", "delta_norm.0", "delta_norm.2"))
+    bare, store = suite(texts=(), canaries=(), gates=gates), OutcomeStore(tmp_path)
+    name = editable.parameter_name(2)
+    with patched(editable, {name: 3 * editable.base_tensors[name]}):
+        found = evaluate(editable, bare, store=store, version="v").metrics
+        assert found == evaluate(editable, bare).metrics
+        monkeypatch.setattr("nse.evaluation.run.norm_signs", lambda _: pytest.fail("measured again"))
+        assert evaluate(editable, bare, store=store, version="v").metrics == found
+    assert {n: found[n] for n in found if n.startswith("delta")} == pytest.approx(
+        {"delta_norm": 2.0, "delta_norm.0": 0.0, "delta_norm.2": 2.0}
+    )
+    assert "hidden_drift" not in found
+
+
+def test_a_gate_on_the_norm_of_a_layer_that_there_is_not_is_refused(editable) -> None:
+    with pytest.raises(SuiteError, match=r"gate delta_norm\.99 is on no layer of the model: its layers are 0 to"):
+        evaluate(editable, suite(gates=(Gate("delta_norm.99", "<=", 1.0),)))
 
 
 def test_answers_kept_under_another_rule_are_not_read(tmp_path) -> None:

@@ -65,7 +65,9 @@ def test_gates_compare_what_was_measured_and_let_the_bound_itself_pass(suite) ->
         GateResult("efficacy", ">=", 0.9, 0.9, True),
         GateResult("perplexity_ratio", "<=", 1.1, 1.2, False),
     )
-    assert [g.name for g in read.gate(Measured({"perplexity_ratio": 1.0}))] == ["perplexity_ratio"]
+    alone = Measured({"perplexity_ratio": 1.0})
+    assert [g.name for g in read.gate(alone)] == ["perplexity_ratio"]
+    assert [str(gate) for gate in read.not_measured(alone)] == ["efficacy >= 0.9"]
     assert not read.gate(Measured({"efficacy": float("nan")}))[0].passed
 
 
@@ -105,6 +107,25 @@ def test_gates_compare_what_was_measured_and_let_the_bound_itself_pass(suite) ->
         ("suite.yaml", "keep: ../x.csv", "lies outside the suite's folder"),
         ("suite.yaml", "misleading: [chat, chatter]", "misleading kind 'chatter' is unknown"),
         ("suite.yaml", "per_kind: -1", "per_kind is -1"),
+        *(
+            ("suite.yaml", text, rf"suite\.yaml: gate {gate} is on what the suite never measures: {advice}")
+            for text, gate, advice in (
+                ('gates: {chat: ">= 0"}', "chat", "list chat in `misleading`"),
+                (
+                    'misleading: chat\nper_kind: 0\ngates: {chat: ">= 0"}',
+                    "chat",
+                    "list chat in `misleading`, `per_kind`",
+                ),
+                ('gates: {harness.x.acc: ">= 0"}', r"harness\.x\.acc", "list the task x in `harness.tasks`"),
+                ('harness: {tasks: [y]}\ngates: {harness.x.acc: ">= 0"}', r"harness\.x\.acc", "list the task x"),
+                ('gates: {hidden_drift: "<= 1"}', "hidden_drift", "name a `text`"),
+                ('gates: {canary: ">= 1"}', "canary", "write `canaries`"),
+                ('gates: {kept_generation: ">= 1"}', "kept_generation", "name files to `keep`"),
+                ('gates: {untouched: ">= 1"}', "untouched", "name `facts`"),
+                ('retention: 0\ngates: {retention: ">= 1"}', "retention", "leave `retention` above 0"),
+                ('gates: {retention_low: ">= 1"}', "retention_low", "write `retention: N`"),
+            )
+        ),
         ("suite.yaml", "harness: [x]", "harness is"),
         ("suite.yaml", "harness: {limit: 3}", "harness has no tasks"),
         ("suite.yaml", "harness: {tasks: [x], include: tasks}", "'tasks' is no folder"),
@@ -157,16 +178,23 @@ def test_a_gate_may_warn_and_may_be_against_the_head(tmp_path) -> None:
     )
     assert not read.gate(Measured({"specificity": 0.909}), head)[-1].passed
     assert len(read.gate(Measured({"specificity": 0.91}))) == 1  # no head, nothing to compare with
+    assert [str(gate) for gate in read.not_measured(Measured({"specificity": 0.91}))] == [
+        "efficacy >= 0.9",
+        "specificity >= -0.02 against head",
+    ]
 
 
 def test_metrics_of_layers_and_of_the_harness_can_be_bounded(tmp_path) -> None:
-    (tmp_path / "s.yaml").write_text('gates: {delta_norm.3: "<= 0.1", harness.my_task.acc: ">= 0.5"}')
-    assert [gate.name for gate in read_suite(tmp_path / "s.yaml").gates] == ["delta_norm.3", "harness.my_task.acc"]
+    gates = '{delta_norm.3: "<= 0.1", harness.my_task.acc: ">= 0.5", harness.my_task_part.acc: ">= 0.5"}'
+    (tmp_path / "s.yaml").write_text(f"harness: {{tasks: [my_task]}}\ngates: {gates}")
+    names = [gate.name for gate in read_suite(tmp_path / "s.yaml").gates]
+    assert names == ["delta_norm.3", "harness.my_task.acc", "harness.my_task_part.acc"]
 
 
 def test_every_share_belongs_to_a_kind_of_probes_and_nothing_else_does() -> None:
     kinds = {name: kind_of(name) for name in METRICS}
     assert kinds["near_duplicate_generation"] == "near_duplicate"
+    assert kinds["retention_generation_low"] == kinds["retention_high"] == "retention"
     assert kinds["specificity"] == kinds["specificity_accuracy"] == "specificity"
     assert {name for name, kind in kinds.items() if kind is None} >= {"perplexity_ratio", "delta_norm", "text_entropy"}
 
