@@ -1,13 +1,17 @@
-"""The adapter to lm-evaluation-harness, against a stand-in for its documented Python API, and the refusal without it."""
+"""The adapter to lm-evaluation-harness, against it where it is installed and a stand-in for its API; the refusal without it."""
 
+import json
 import sys
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
 
+from nse.architecture import EditableModel
 from nse.errors import SuiteError
 from nse.evaluation.harness import Harness, harness_metrics
+from nse.evaluation.score import log_probabilities
 
 EDITABLE: Any = SimpleNamespace(model="model", tokenizer="tokenizer", memories=())
 
@@ -61,3 +65,34 @@ def test_a_memory_that_it_would_ask_past_is_refused(monkeypatch: pytest.MonkeyPa
     remembering: Any = SimpleNamespace(memories=(SimpleNamespace(kind="serac"),))
     with pytest.raises(SuiteError, match="past the memory of serac: leave out `harness`"):
         harness_metrics(remembering, Harness(("mine",)))
+
+
+TASK = """\
+task: mine
+dataset_path: json
+dataset_kwargs: {{data_files: {{test: {data}}}}}
+test_split: test
+output_type: multiple_choice
+doc_to_text: "{{{{question}}}}"
+doc_to_choice: "{{{{choices}}}}"
+doc_to_target: "{{{{label}}}}"
+target_delimiter: " "
+metric_list: [{{metric: acc, aggregation: mean, higher_is_better: true}}]
+"""
+
+
+def test_a_task_file_with_local_data_is_asked_by_the_harness_itself(
+    editable: EditableModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("lm_eval")
+    monkeypatch.setenv("HF_DATASETS_OFFLINE", "1")
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "cache"))
+    names, asked = ["Oslo", "Rome", "number 8"], ["Anna Berg lives in", "The home of Boris Cole is"]
+    scores = log_probabilities(editable, [(prompt, name) for prompt in asked for name in names])
+    best = [max(range(len(names)), key=lambda i: scores[start + i]) for start in (0, len(names))]
+    rows = [{"question": prompt, "choices": names, "label": i} for prompt, i in zip(asked, best, strict=True)]
+    rows.append(rows[0] | {"label": (best[0] + 1) % len(names)})  # of three answers two are the model's
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    (tmp_path / "mine.yaml").write_text(TASK.format(data=tmp_path / "rows.jsonl"), encoding="utf-8")
+    found = harness_metrics(editable, Harness(("mine",), tmp_path))
+    assert found == {"harness.mine.acc": pytest.approx(2 / 3)}

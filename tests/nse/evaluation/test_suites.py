@@ -1,12 +1,14 @@
 """Suite files and gates."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 
 from nse.errors import SuiteError
 from nse.evaluation.gates import METRICS, kind_of
 from nse.evaluation.harness import Harness
+from nse.evaluation.misleading import MISLEADING
 from nse.evaluation.probes import KnownFact
 from nse.evaluation.suites import Canary, Gate, GateResult, KeptFact, read_suite
 
@@ -236,3 +238,11 @@ def test_task_files_of_the_harness_belong_to_the_suite(tmp_path) -> None:
     before = read.digest
     (tmp_path / "tasks" / "mine.yaml").write_text("task: mine\nnum_fewshot: 0\n")
     assert read_suite(tmp_path / "s.yaml").digest != before
+
+
+@pytest.mark.parametrize(("name", "misleading"), [("suite.yaml", ()), ("misleading.yaml", MISLEADING)])
+def test_the_suites_of_the_demo_are_read(name: str, misleading: tuple[str, ...]) -> None:
+    suite = read_suite(Path(__file__).parents[3] / "demo" / name)
+    assert len(suite.facts) == 1521
+    assert suite.misleading == misleading
+    assert suite.judges_corrections
