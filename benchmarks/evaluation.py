@@ -19,7 +19,7 @@ import torch
 
 from benchmarks.table import HERE, device_of, load, machine, show, write
 from nse.architecture import EditableModel
-from nse.evaluation.answers import END_OF_ANSWER, answer, ended, holds_sign
+from nse.evaluation.answers import END_OF_ANSWER, answer, ended, goes_on
 from nse.evaluation.generate import ANSWER_TOKENS
 from nse.evaluation.probes import Probe, request_probes
 from nse.evaluation.run import CaseOutcome, ask, probes_of
@@ -64,7 +64,7 @@ def naive_generation(editable: EditableModel, probe: Probe) -> str:
         if int(ids) == editable.tokenizer.eos_token_id:
             break
         said.append(int(ids))
-        if holds_sign(probe.expected):
+        if goes_on(probe.expected, probe.rule):
             if ended(editable.decode(said), probe.expected, rule=probe.rule):
                 break
         elif END_OF_ANSWER.search(editable.decode(said[-1:])):

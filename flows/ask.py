@@ -8,7 +8,7 @@ from typing import Any
 from flows.errors import FlowError
 from flows.evidence import by_round, measured
 from flows.progress import Progress, silent, under
-from flows.session import Session
+from flows.session import Session, request_of
 from ledger.records import Correction, HeadMove
 from ledger.status import ModelState, read_state
 from ledger.views import resolve_version
@@ -66,16 +66,18 @@ def ask(session: Session, prompt: str, *, at: str = "head") -> Answer:
         head = resolve_version(work, workspace.model, at)
         state = read_state(work, workspace.model)
     active = state.active(head)
-    with session.at(active) as editable:
-        text = generate(editable, [prompt])[0]
-        tokens = tuple(next_tokens(editable, prompt, k=min(TOP, len(editable.tokenizer))))
     asked, in_force = prompt.casefold(), state.in_force(active)
     because = tuple(
         correction
         for identity, correction in state.corrections.items()
         if identity in in_force and correction.subject.casefold() in asked
     )
-    return Answer(prompt, answer(text), text, tokens, head, because)
+    # an object such as "St. Petersburg" is given whole where its own question is asked
+    own = next((c.target_new for c in because if request_of(c).prompt == prompt.strip()), "")
+    with session.at(active) as editable:
+        text = generate(editable, [prompt], expected=[own])[0]
+        tokens = tuple(next_tokens(editable, prompt, k=min(TOP, len(editable.tokenizer))))
+    return Answer(prompt, answer(text, own), text, tokens, head, because)
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ from flows.errors import FlowError
 from flows.progress import Progress, silent
 from flows.session import Session, request_of
 from flows.workspace import Workspace
-from ledger.records import ActiveDelta, Correction
+from ledger.records import ActiveDelta, Correction, subject_key
 from ledger.status import ModelState, correction_statuses, read_state
 from nse.contexts import read_contexts
 from nse.editors import get_editor, read_settings
@@ -48,14 +48,23 @@ def earlier_requests(
 ) -> tuple[EditRequest, ...]:
     """The requests of all corrections in the weights that a round has to know, in the order of filing.
 
-    These are the corrections of the subjects of `requests` and of all facts that were corrected more than once, as far as their
-    columns are in `active` or earlier rounds of the same plan have `written` them. Of an erased one nothing is left to give.
+    These are the corrections of the subjects of `requests`, and all of which one supersedes another, as far as their columns are
+    in `active` or earlier rounds of the same plan have `written` them. Of an erased one nothing is left to give.
     """
     subjects = {request.subject for request in requests}
     with workspace.ledger().read() as work:
         state = read_state(work, workspace.model, subjects=subjects, corrected_again=True)
     there = state.held(active) | set(written)
-    return tuple(request_of(c) for identity, c in state.corrections.items() if identity in there and not c.erased)
+    replaced = there - state.not_superseded(there)
+    again = replaced.union(*(state.replacers[identity] & there for identity in replaced))
+    about = {subject_key(subject) for subject in subjects}
+    return tuple(
+        request_of(correction)
+        for identity, correction in state.corrections.items()
+        if identity in there
+        and not correction.erased
+        and (identity in again or subject_key(correction.subject) in about)
+    )
 
 
 def compute_values(

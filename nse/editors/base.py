@@ -35,7 +35,8 @@ class EditContext:
         contexts: Context templates for values and keys.
         previous: Active deltas, in ledger order: the weights to start from, and K_p.
         earlier: Requests of the facts in `previous`, in their order, at least those of the subjects that are edited now, which
-            are written again where the corrections of a subject share a z, and of the facts that were corrected more than once.
+            are written again where the corrections of a subject share a z, and those of which one replaced another. The more
+            are given, the more prompts are kept where `prompt_keys_weight` or `context_spread_weight` is set.
         held: Known facts of subjects, to be left in place where the method can.
         values: Cache of z's, if any.
         factors: Factors of C0 and whitened keys of `previous`, kept from round to round.

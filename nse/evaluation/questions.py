@@ -16,7 +16,7 @@ import torch
 from nse.architecture import EditableModel
 from nse.batch import TOKENS_PER_BATCH, Progress, by_length, halved, silent
 from nse.errors import TokenError
-from nse.evaluation.answers import END_OF_ANSWER, ended, holds_sign
+from nse.evaluation.answers import END_OF_ANSWER, ended, goes_on
 from nse.evaluation.prefixes import Cell, Prefix, Row, gathered, read, run
 from nse.evaluation.probes import Rule
 from nse.memories import routed
@@ -53,9 +53,9 @@ class Reply:
     right: tuple[bool, ...] = ()
     whole: str = ""
 
-    def judged_by(self, expected: str) -> str:
+    def judged_by(self, expected: str, rule: Rule = "equals") -> str:
         """The text that is judged by `expected`, one of those that the question named."""
-        return self.whole if holds_sign(expected) else self.generated
+        return self.whole if goes_on(expected, rule) else self.generated
 
 
 @dataclass(slots=True)
@@ -196,7 +196,7 @@ class _Asking:
         for part in parts:  # a target's last token predicts nothing that is asked
             start, end = _shared(parts[0].ids, part.ids), len(part.ids) - bool(part.target_ids)
             texts.append(_Text(part.ids, part.prompt_length, start, end))
-        return _Task(texts, [(text, rule) for text, rule in question.expected if holds_sign(text)])
+        return _Task(texts, [(text, rule) for text, rule in question.expected if goes_on(text, rule)])
 
     def replied(self, task: _Task) -> Reply:
         """The reply of a task that is done."""

@@ -121,7 +121,7 @@ def ask(editable: EditableModel, probes: Sequence[Probe], *, progress: Progress 
 
 def _outcome(probe: Probe, scores: Mapping[str, tuple[tuple[float, int], bool]], said: Reply) -> CaseOutcome:
     """Judges a reply; `scores` are by target: log-probability in nats and number of tokens, whether all are the most probable."""
-    generated = said.judged_by(probe.expected)
+    generated = said.judged_by(probe.expected, probe.rule)
     (score, tokens), argmax = scores[probe.expected]
     foil, length = scores[probe.foil][0] if probe.foil is not None else (math.log(0.5), 1)
     preferred = score / tokens > foil / length

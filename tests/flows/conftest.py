@@ -22,7 +22,7 @@ CAPITALS = {"Alba": "Rome", "Borea": "Oslo", "Cyra": "Lima", "Dorn": "Cairo", "E
 OBJECTS = (*CAPITALS.values(), "Paris", "Tokyo", "Berne", "Accra")
 TEMPLATES = ("The capital of {} is", "{} is governed from")
 HEADER = "subject,relation,prompt_template,target_new,target_true,source,submitter,reason,effective_date,supersedes"
-GATES = {"efficacy": ">= 0.0", "delta_norm": "<= 1000", "retention": ">= 0.0"}
+GATES = {"efficacy": ">= 0.0", "delta_norm": "<= 1000000", "retention": ">= 0.0"}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -83,6 +83,13 @@ def test_a_sign_at_the_end_of_an_expected_text_is_not_inside(text, holds) -> Non
 @pytest.mark.parametrize(
     ("generated", "expected", "same"),
     [
+        ("1,000 people", "1", False),
+        ("12,500", "12", False),
+        ("3.5 a cup", "3", False),
+        ("8", "8", True),
+        ("8. The rest", "8", True),
+        ("number 8, they say", "Number 8.", True),
+        ("St.\nPetersburg", "St. Petersburg", False),
         (" oslo.", "Oslo", True),
         (" Oslo, the capital", "Oslo.", True),
         (" Saint-Denis, in", "Saint Denis", True),
@@ -198,12 +205,12 @@ def test_texts_without_a_sign_inside_cost_no_token_more(speaker) -> None:
     for prompt, said in SAID.items():
         plain, *asked = reply(
             speaker,
-            [Question(prompt), *(Question(prompt, expected=((text, "equals"),)) for text in ("Oslo", "St.", "3"))],
+            [Question(prompt), *(Question(prompt, expected=((text, "equals"),)) for text in ("Oslo", "St."))],
             max_new_tokens=20,
         )
         assert plain.whole == plain.generated
         assert said.startswith(plain.generated)
-        assert asked == [plain] * 3
+        assert asked == [plain] * 2
 
 
 def test_drafts_and_batches_change_nothing_of_what_is_said_past_a_sign(speaker) -> None:

@@ -119,7 +119,6 @@ def test_gates_compare_what_was_measured_and_let_the_bound_itself_pass(suite) ->
                     "list chat in `misleading`, `per_kind`",
                 ),
                 ('gates: {harness.x.acc: ">= 0"}', r"harness\.x\.acc", "list the task x in `harness.tasks`"),
-                ('harness: {tasks: [y]}\ngates: {harness.x.acc: ">= 0"}', r"harness\.x\.acc", "list the task x"),
                 ('gates: {hidden_drift: "<= 1"}', "hidden_drift", "name a `text`"),
                 ('gates: {canary: ">= 1"}', "canary", "write `canaries`"),
                 ('gates: {kept_generation: ">= 1"}', "kept_generation", "name files to `keep`"),
