@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -140,7 +141,8 @@ def _evaluation(session: Session, suite: Suite, state: ModelState, move: HeadMov
     active = state.active(move)
     held = state.in_force(active)
     rounds = by_round(state, active, {identity for identity in held if not state.corrections[identity].erased})
-    requests = suite.asked_again(rounds) if suite.judges_corrections else ()
+    judged = suite.asked_again(rounds) if suite.retention else tuple(chain(*rounds))
+    requests = judged if suite.judges_corrections else ()
     deltas = session.deltas(active)
     with session.with_deltas(deltas) as editable:
         return measured(session, editable, suite, deltas=deltas, requests=requests, retained=rounds, progress=progress)

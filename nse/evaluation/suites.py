@@ -34,6 +34,7 @@ __all__ = ["Canary", "Gate", "GateResult", "KeptFact", "Suite", "held_facts", "r
 T = TypeVar("T", bound=list[Any] | dict[Any, Any])
 NAMED = ("facts", "templates", "text")
 NEED_TEXT = frozenset({"perplexity", "perplexity_ratio", "hidden_drift", "hidden_cosine", "text_entropy"})
+NEED_NO_FACTS = frozenset({"reversed", "running_text", "chat"})
 NUMBERS = ("neighbours", "untouched", "retention", "per_kind")
 KEYS = {"schema", *NAMED, *NUMBERS, "keep", "misleading", "canaries", "gates", "harness"}
 
@@ -185,11 +186,14 @@ def _lacking(suite: Suite, metric: str) -> str | None:
     if metric in NEED_TEXT:
         return None if suite.texts else "name a `text` that has a line"
     if kind in MISLEADING:
-        asked = kind in suite.misleading and suite.per_kind
-        return None if asked else f"list {kind} in `misleading`, `per_kind` above 0"
+        asked = kind in suite.misleading and suite.per_kind and (suite.facts or kind in NEED_NO_FACTS)
+        return None if asked else f"list {kind} in `misleading`, `per_kind` above 0, and name `facts`"
     if metric.endswith(ENDS) and suite.retention is None:
         return "write `retention: N`, how many past corrections to ask"
     has = {
+        # the corrections of a ledger bring no other wordings and no neighbours
+        "generalization": (suite.templates, "name `templates`"),
+        "specificity": (suite.facts and suite.neighbours, "name `facts`, and leave `neighbours` above 0"),
         "retention": (suite.retention != 0, "leave `retention` above 0"),
         "untouched": (suite.facts and suite.untouched != 0, "name `facts`, and leave `untouched` above 0"),
         "kept": (suite.kept, "name files to `keep`"),

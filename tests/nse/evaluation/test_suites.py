@@ -118,6 +118,9 @@ def test_gates_compare_what_was_measured_and_let_the_bound_itself_pass(suite) ->
                     "chat",
                     "list chat in `misleading`, `per_kind`",
                 ),
+                ('gates: {generalization: ">= 0"}', "generalization", "name `templates`"),
+                ('gates: {specificity: ">= 0"}', "specificity", "name `facts`, and leave `neighbours` above 0"),
+                ('misleading: [chained]\ngates: {chained: ">= 0"}', "chained", "list chained in `misleading`"),
                 ('gates: {harness.x.acc: ">= 0"}', r"harness\.x\.acc", "list the task x in `harness.tasks`"),
                 ('gates: {hidden_drift: "<= 1"}', "hidden_drift", "name a `text`"),
                 ('gates: {canary: ">= 1"}', "canary", "write `canaries`"),
@@ -163,25 +166,27 @@ def test_a_file_that_is_missing_or_not_utf8_is_refused(suite, name) -> None:
 def test_a_gate_may_warn_and_may_be_against_the_head(tmp_path) -> None:
     path = tmp_path / "s.yaml"
     relative = '{bound: ">= -0.02", against: head}'
-    path.write_text(f'gates:\n  efficacy: {{bound: ">= 0.9", severity: warn}}\n  specificity: [">= 0.5", {relative}]\n')
+    path.write_text(
+        f'gates:\n  efficacy: {{bound: ">= 0.9", severity: warn}}\n  efficacy_generation: [">= 0.5", {relative}]\n'
+    )
     read = read_suite(path)
     assert read.gates == (
         Gate("efficacy", ">=", 0.9, "warn"),
-        Gate("specificity", ">=", 0.5),
-        Gate("specificity", ">=", -0.02, "block", "head"),
+        Gate("efficacy_generation", ">=", 0.5),
+        Gate("efficacy_generation", ">=", -0.02, "block", "head"),
     )
     assert read.relative
-    head = Measured({"specificity": 0.93, "efficacy": 0.0})
-    assert read.gate(Measured({"specificity": 0.91, "efficacy": 0.8}), head) == (
+    head = Measured({"efficacy_generation": 0.93, "efficacy": 0.0})
+    assert read.gate(Measured({"efficacy_generation": 0.91, "efficacy": 0.8}), head) == (
         GateResult("efficacy", ">=", 0.9, 0.8, False, "warn"),
-        GateResult("specificity", ">=", 0.5, 0.91, True),
-        GateResult("specificity", ">=", 0.91, 0.91, True),
+        GateResult("efficacy_generation", ">=", 0.5, 0.91, True),
+        GateResult("efficacy_generation", ">=", 0.91, 0.91, True),
     )
-    assert not read.gate(Measured({"specificity": 0.909}), head)[-1].passed
-    assert len(read.gate(Measured({"specificity": 0.91}))) == 1  # no head, nothing to compare with
-    assert [str(gate) for gate in read.not_measured(Measured({"specificity": 0.91}))] == [
+    assert not read.gate(Measured({"efficacy_generation": 0.909}), head)[-1].passed
+    assert len(read.gate(Measured({"efficacy_generation": 0.91}))) == 1  # no head, nothing to compare with
+    assert [str(gate) for gate in read.not_measured(Measured({"efficacy_generation": 0.91}))] == [
         "efficacy >= 0.9",
-        "specificity >= -0.02 against head",
+        "efficacy_generation >= -0.02 against head",
     ]
 
 
