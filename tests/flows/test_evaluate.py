@@ -11,6 +11,7 @@ from flows.explain import explain
 from flows.plan import run_round
 from flows.session import Session
 from flows.workspace import Workspace
+from nse.evaluation.run import ask_once
 from tests.flows.rounds import CAPITAL, Spaces, file, history, spaces
 
 Nse = Callable[..., Any]
@@ -95,7 +96,17 @@ def test_gates_that_there_is_nothing_to_ask_for_are_told(edited: Workspace, judg
 SAMPLED = {"facts": "facts.csv", "templates": "templates.yaml", "retention": 3}
 
 
-def test_a_sample_of_the_past_corrections_is_asked_always_the_same(spaces: Spaces, nse: Nse) -> None:
+def test_a_sample_of_the_past_corrections_is_asked_always_the_same(
+    spaces: Spaces, nse: Nse, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: dict[str, set[str]] = {}
+
+    def ask(editable: Any, probes: Any, **more: Any) -> Any:
+        for probe in probes:
+            asked.setdefault(probe.kind, set()).add(probe.case_id)
+        return ask_once(editable, probes, **more)
+
+    monkeypatch.setattr("nse.evaluation.run.ask_once", ask)
     space = spaces.all_three
     path = space.path(space.params.suite).with_name("sampled.yaml")
     path.write_text(json.dumps({**SAMPLED, "gates": {"retention_generation_low": ">= 2", "efficacy": ">= 0"}}))
@@ -104,7 +115,8 @@ def test_a_sample_of_the_past_corrections_is_asked_always_the_same(spaces: Space
     (one,) = found.json["suites"]
     assert [gate["name"] for gate in one["gates"]] == ["retention_generation_low", "efficacy"]
     assert (one["metrics"]["retention_asked"], one["metrics"]["retention_all"]) == (3, 6)
-    assert one["metrics"]["retention"] == one["metrics"]["efficacy"]  # the same are asked
+    assert len(asked["retention"]) == 3
+    assert asked["efficacy"] == asked["retention"]
     assert nse("evaluate", "--suite", path, "--json").json["suites"] == [one]
 
 
