@@ -72,12 +72,13 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
         xlabel="age of edit (nights)",
         ylabel="answered right, free generation (%)",
         title="after the last night",
-        ylim=(0, 100),
+        ylim=(0, 103),
+        xticks=range(len(ages)),
     )
     nights = [r["night"] for r in rows]
     for name in ("all_past_edits", "generalization", "specificity", "untouched"):
         right.plot(nights, [100 * r[name] for r in rows], marker="o", label=name.replace("_", " "))
-    right.set(xlabel="night", title="after each night")
+    right.set(xlabel="night", title="after each night", xticks=nights)
     right.legend(fontsize=8, loc="lower left")
     figure.tight_layout()
     figure.savefig(path)
