@@ -2,17 +2,20 @@
 
     python -m benchmarks.methods --world demo --stream batches
     python -m benchmarks.methods --world bios --stream single
+    python -m benchmarks.methods --world demo --stream misleading --orders 1 --methods nse,memit
     python -m benchmarks.methods --world demo --stream batches --estimate
 
 The world is a model with facts that it knows: `demo` (the suite's facts, each corrected to another object) or `bios` (the
-invented people in ../shared). `batches` are rounds of 50, `single` are rounds of one edit. Settings are those of
-benchmarks/bench_<world>.yaml. Methods that train first are trained by `nse train` on facts that neither stream edits, once for
-both; the file is kept in the folder of records. Writes docs/methods_<world>_<stream>.md and .svg after every order of the
-stream, and the record under build/. An interrupted run goes on where it was. `--estimate` runs the first rounds of each method
-alone, and says from these how long the whole will last.
+invented people in ../shared). `batches` are rounds of 50, `single` are rounds of one edit, `misleading` are a few rounds of 50
+and then the questions that mislead (nse/evaluation/misleading.py). Settings are those of benchmarks/bench_<world>.yaml. Methods
+that train first are trained by `nse train` on facts that neither stream edits, once for both; the file is kept in the folder of
+records. Writes docs/methods_<world>_<stream>.md and .svg after every order of the stream, and the record under build/. An
+interrupted run goes on where it was. `--estimate` runs the first rounds of each method alone, and says from these how long the
+whole will last.
 """
 
 import argparse
+import csv
 import json
 import random
 import subprocess
@@ -23,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from rich.console import Console
 from transformers import AutoTokenizer
 
@@ -35,20 +39,24 @@ from nse.bench.run import in_words
 from nse.bench.streams import Dataset, checkpoints, questions_about, read_dataset
 from nse.bench.summary import failures, markdown
 from nse.editors import EDITORS, read_settings
+from nse.evaluation.misleading import MISLEADING
 from nse.evaluation.probes import request_probes
+from nse.evaluation.suites import Suite, read_suite
 from nse.fingerprint import file_digest, json_digest
 from nse.request import EditRequest
 
 SHARED = HERE.parent / "shared"
-EDITS = {"batches": 1000, "single": 200}
+EDITS = {"batches": 1000, "single": 200, "misleading": 200}
 FACTS = 600
 """Most facts of a file that are corrected: what is beyond is what methods train on, and what is asked as untouched."""
 ASKED = 3
 """Questions of a kind about a case at most: the suite has seven further wordings of each fact, the file ten neighbours."""
-BATCH = {"batches": 50, "single": 1}
+BATCH = {"batches": 50, "single": 1, "misleading": 50}
 CHECKPOINTS = {"demo": 2, "bios": 4}
 """The demo world's questions take four times as long."""
-ROUNDS = {"batches": 2, "single": 8}
+PER_KIND = 4
+"""Misleading questions of a kind about a case at most, as in demo/misleading.yaml."""
+ROUNDS = {"batches": 2, "single": 8, "misleading": 2}
 """Rounds of an estimate."""
 
 
@@ -118,6 +126,8 @@ def stream_of(options: argparse.Namespace) -> Path:
     which of two corrections stands.
     """
     source = WORLDS[options.world].dataset
+    if options.stream == "misleading" and source.suffix == ".yaml":
+        return source.with_name("misleading.yaml")
     if source.suffix != ".json" or options.edits <= FACTS:
         return source
     rows: list[dict[str, Any]] = json.loads(source.read_text(encoding="utf-8"))
@@ -134,6 +144,27 @@ def stream_of(options: argparse.Namespace) -> Path:
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_text(json.dumps([*rows[:FACTS], *again, *rows[FACTS:]]), encoding="utf-8")
     return output
+
+
+def misleading_suite(dataset: Dataset, folder: Path) -> Path:
+    """A suite that asks what misleads: of a file's cases that are not edited, in the wordings of all."""
+    wordings: dict[str, dict[str, None]] = {}
+    for request in (*dataset.requests, *dataset.others):
+        told = (request.prompt_template, *(p.replace(request.subject, "{}", 1) for p in request.paraphrase_prompts))
+        wordings.setdefault(request.relation or "", {}).update({t: None for t in told if t.count("{}") == 1})
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "facts.csv").open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows(
+            [
+                ("subject", "relation", "object"),
+                *((r.subject, r.relation, r.target_true) for r in dataset.others if r.target_true is not None),
+            ]
+        )
+    (folder / "templates.yaml").write_text(yaml.safe_dump({k: list(v) for k, v in wordings.items()}), encoding="utf-8")
+    asked = {"misleading": list(MISLEADING), "per_kind": PER_KIND, "neighbours": 0}
+    suite = folder / "suite.yaml"
+    suite.write_text(yaml.safe_dump({"facts": "facts.csv", "templates": "templates.yaml", **asked}), encoding="utf-8")
+    return suite
 
 
 def command(name: str, **options: Any) -> None:
@@ -159,7 +190,8 @@ def trained_for(method: str, hparams: Path, options: argparse.Namespace) -> Path
 
     A shorter stream of the same seed is its beginning, so what is trained serves both.
     """
-    options = argparse.Namespace(**vars(options) | {"edits": max(options.edits, *EDITS.values())})
+    longest = {"edits": max(options.edits, *EDITS.values()), "stream": "batches"}
+    options = argparse.Namespace(**vars(options) | longest)
     tokenizer = AutoTokenizer.from_pretrained(WORLDS[options.world].model)
     dataset = read_dataset(stream_of(options), tokenizer, edits=options.edits, seed=options.seed)
     cases: Path = options.output / f"{options.world}-{options.edits}-{options.seed}.jsonl"
@@ -173,9 +205,11 @@ def trained_for(method: str, hparams: Path, options: argparse.Namespace) -> Path
     return output
 
 
-def estimated(record: dict[str, Any], dataset: Dataset, options: argparse.Namespace) -> dict[str, float]:
+def estimated(
+    record: dict[str, Any], dataset: Dataset, suite: Suite | None, options: argparse.Namespace
+) -> dict[str, float]:
     """Seconds that each method will take on all orders, from a short run: rounds and questions as many times as they come."""
-    rounds, questions = -(-options.edits // BATCH[options.stream]), questions_about(dataset, dataset.suite, most=ASKED)
+    rounds, questions = -(-options.edits // BATCH[options.stream]), questions_about(dataset, suite, most=ASKED)
     tested = [min(n * BATCH[options.stream], options.edits) for n in checkpoints(rounds, options.checkpoints)]
     each = sum(map(len, questions.cases.values())) / len(questions.cases)
     asked = each * sum(tested) + len(questions.untouched) * len(tested)
@@ -212,7 +246,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--output", type=Path, default=HERE / "build/methods", help="folder for records")
     options = parser.parse_args()
     options.edits = options.edits or EDITS[options.stream]
-    options.checkpoints = options.checkpoints or CHECKPOINTS[options.world]
+    options.checkpoints = options.checkpoints or (1 if options.stream == "misleading" else CHECKPOINTS[options.world])
     return options
 
 
@@ -226,11 +260,13 @@ def main() -> int:
     source = stream_of(options)
     dataset = read_dataset(source, tokenizer, edits=options.edits, seed=options.seed)
     training = [m for m in methods if m in EDITORS and "trained" in EDITORS[m].needs]
+    asks = options.stream == "misleading" and dataset.suite is None
     files = BenchFiles(
         *(world.model, source, hparams, options.output / f"{name}.json"),
         second_moment=moments_of(hparams, options),
         corpus=world.corpus,
         contexts=world.contexts,
+        suite=misleading_suite(dataset, options.output / f"{name}_suite") if asks else None,
         plot=options.docs / f"{name}.svg",
         trained={m: trained_for(m, hparams, options) for m in training},
     )
@@ -254,7 +290,8 @@ def main() -> int:
             edits = min(ROUNDS[options.stream] * BATCH[options.stream], options.edits)
             short = replace(files, output=options.output / f"{name}_estimate.json", plot=None)
             record = bench(short, replace(whole, edits=edits, orders=1, checkpoints=1), progress=progress, say=say)
-            seconds = estimated(record, dataset, options)
+            suite = read_suite(files.suite) if files.suite else dataset.suite
+            seconds = estimated(record, dataset, suite, options)
             rows = [(method, in_words(s / options.orders), in_words(s)) for method, s in seconds.items()]
             total = sum(seconds.values())
             rows.append(("all", in_words(total / options.orders), in_words(total)))

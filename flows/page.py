@@ -43,6 +43,7 @@ KINDS = {
     "distracted": "Neighbours, after the correction was stated",
     "shared_name": "Subjects whose names share a part",
     "near_duplicate": "Subjects whose names differ by little",
+    "new_object": "Facts of the new objects",
     "chained": "What follows from the corrections",
     "reversed": "The corrections backwards",
     "running_text": "The corrections within running text",

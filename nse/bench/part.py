@@ -95,7 +95,7 @@ def run_part(editable: EditableModel, job: Job, *, progress: Progress = silent) 
     """
     dataset = read_dataset(job.dataset, editable.tokenizer, edits=job.edits, seed=job.seed)
     suite = read_suite(job.suite) if job.suite else dataset.suite
-    questions = questions_about(dataset, suite, most=job.asked)
+    questions = questions_about(dataset, suite, most=job.asked, tokenizer=editable.tokenizer)
     texts, prose = fixed_texts(job, suite, dataset.requests), _prose(job, dataset.requests)
     held = _held(suite, dataset) if job.hold else ()
     stream = ordered(dataset.requests, order=job.order, seed=job.seed)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from nse.bench.job import BASE
 from nse.errors import NseError
+from nse.evaluation.misleading import MISLEADING
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -20,13 +21,14 @@ WAYS = {
     "": "against the other object, %",
 }
 """How answers are judged: a column of panels each, for each of the kinds."""
-KINDS = {
+KINDS: dict[str, str] = {
     "efficacy": "efficacy",
     "generalization": "generalization",
     "specificity": "specificity",
     "harmonic_mean": "harmonic mean",
     "untouched": "untouched",
     "retention_first": "first edits",
+    **{kind: kind.replace("_", " ") for kind in MISLEADING},
 }
 TEXT = {"perplexity": "perplexity", "fluency": "fluency, bits", "consistency": "consistency, %"}
 """Metrics of text, one row."""

@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from nse.calibration.facts import read_facts
 from nse.errors import RequestError, TokenError
+from nse.evaluation.misleading import World, misleading_probes
 from nse.evaluation.probes import Probe, request_probes, shuffled, untouched_probes
 from nse.evaluation.suites import Suite
 from nse.fingerprint import file_digest, json_digest
@@ -160,7 +161,9 @@ class Questions:
         return json_digest([[p.kind, p.case_id, p.prompt, p.expected, p.foil] for p in probes])
 
 
-def questions_about(dataset: Dataset, suite: Suite | None, *, most: int = 0) -> Questions:
+def questions_about(
+    dataset: Dataset, suite: Suite | None, *, most: int = 0, tokenizer: PreTrainedTokenizerBase | None = None
+) -> Questions:
     """The questions about a stream, the same in every order.
 
     What the stream itself corrects is no neighbour: a question about the subject of one of its corrections is left out of
@@ -169,30 +172,38 @@ def questions_about(dataset: Dataset, suite: Suite | None, *, most: int = 0) -> 
     Args:
         dataset: The stream and what else its file offers.
         suite: Known facts to ask about besides, if any.
-        most: Questions of each kind about a case at most, chosen by digest, the same for all methods; 0 asks all.
+        most: Questions of each kind about a case at most, chosen by digest, the same for all methods; 0 asks all. Of misleading
+            ones there are as many as the suite says.
+        tokenizer: Whose chat template is used, if the suite asks in it.
     """
     corrected = {r.prompt for r in dataset.requests}
     subjects: dict[str | None, set[str]] = {}
     for request in dataset.requests:
         subjects.setdefault(request.relation, set()).add(request.subject.casefold())
     edited = {(r.subject.casefold(), r.relation or "") for r in dataset.requests}
+    facts, templates, neighbours = (suite.facts, suite.templates, suite.neighbours) if suite else ((), {}, 0)
+    kinds, per_kind = (suite.misleading, suite.per_kind) if suite else ((), 0)
+    world = World.of(facts, templates, edited=edited, tokenizer=tokenizer)
     cases: dict[str, tuple[Probe, ...]] = {}
     for request in dataset.requests:
         relation = request.relation
         barred = subjects[relation] if relation is not None else set()
-        own = request_probes(
-            replace(request, neighborhood_prompts=(), neighborhood_answers=()),
-            facts=[f for f in suite.facts if f.relation == relation] if suite else (),
-            templates=suite.templates.get(relation or "", ()) if suite else (),
-            edited=edited,
-            neighbours=suite.neighbours if suite else 0,
-        )
-        own += [
-            Probe("specificity", request.case_id, prompt, answer, request.target_new)
+        near = [
+            (prompt, answer)
             for prompt, answer in request.neighbours
             if prompt not in corrected and not any(name in prompt.casefold() for name in barred)
         ]
-        cases[request.case_id] = _at_most(most, tuple(dict.fromkeys(own)))
+        prompts, answers = zip(*near, strict=True) if near else ((), ())
+        asked = replace(request, neighborhood_prompts=prompts, neighborhood_answers=answers)
+        own = request_probes(
+            asked,
+            facts=[f for f in facts if f.relation == relation],
+            templates=templates.get(relation or "", ()),
+            edited=edited,
+            neighbours=neighbours,
+        )
+        misleading = misleading_probes([asked], world, kinds=kinds, per_kind=per_kind)
+        cases[request.case_id] = (*_at_most(most, tuple(dict.fromkeys(own))), *misleading)
     return Questions(cases, tuple(_untouched(dataset, suite, edited)))
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from nse.bench.job import BASE
+from nse.evaluation.misleading import MISLEADING
 
 SHARES = ("efficacy", "generalization", "specificity", "harmonic_mean")
 COLD = ("seconds_per_edit",)
@@ -39,6 +40,9 @@ TABLES: dict[str, tuple[Column, ...]] = {
         Column("untouched_generation", "untouched"),
         Column("retention_first_generation", "first edits"),
         Column("retention_first_generation_low", "of them, at least", 0),
+    ),
+    "what misleads, by free generation, %": tuple(
+        Column(f"{kind}_generation", kind.replace("_", " ")) for kind in MISLEADING
     ),
     "by argmax, teacher-forced, %": _shares("_accuracy"),
     "by probability against the other object, %": _shares(""),

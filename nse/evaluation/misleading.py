@@ -142,9 +142,9 @@ def _same_subject(request: EditRequest, world: World) -> Asked:
 def _distracted(request: EditRequest, world: World) -> Asked:
     """Neighbours with the correction stated in front; given ones first, then those with the same old object."""
     stated = join(request.prompt, request.target_new) + ". "
-    if request.target_true is not None:
-        for prompt in shuffled(request.neighborhood_prompts, request.case_id):
-            yield stated + prompt, request.target_true, request.target_new
+    answers = dict(request.neighbours)
+    for prompt in shuffled(answers, request.case_id):
+        yield stated + prompt, answers[prompt], request.target_new
     for fact in sorted(world.others(request), key=lambda f: f.object != request.target_true):  # a stable sort
         yield stated + request.prompt_template.replace("{}", fact.subject), fact.object, request.target_new
 
@@ -169,17 +169,20 @@ def _near_duplicate(request: EditRequest, world: World) -> Asked:
         yield request.prompt_template.replace("{}", fact.subject), fact.object, request.target_new
 
 
-def _chained(request: EditRequest, world: World) -> Asked:
-    """The new object's own facts: asked of it by name, which must go on, then by way of the subject, which should follow."""
-    old = {f.relation: f.object for f in world.of_subject.get((request.target_true or "").casefold(), ())}
-    nouns = world.nouns(request)
+def _new_object(request: EditRequest, world: World) -> Asked:
+    """The new object's own facts, which go on."""
     for fact in _drawn(world.of_subject.get(request.target_new.casefold(), ()), request):
-        wording = world.wording(fact)
-        yield wording.replace("{}", fact.subject), fact.object, world.foil(fact)
-        if nouns:
-            phrase = shuffled(nouns, request.case_id)[0].replace("{}", request.subject)
-            before = old.get(fact.relation, fact.object)
-            text = wording.replace("{}", phrase)
+        yield world.wording(fact).replace("{}", fact.subject), fact.object, world.foil(fact)
+
+
+def _chained(request: EditRequest, world: World) -> Asked:
+    """The same by way of the subject, of which they should now follow."""
+    nouns = shuffled(world.nouns(request), request.case_id)
+    old = {f.relation: f.object for f in world.of_subject.get((request.target_true or "").casefold(), ())}
+    for fact in _drawn(world.of_subject.get(request.target_new.casefold(), ()), request):
+        before = old.get(fact.relation, fact.object)
+        for noun in nouns[:1]:
+            text = world.wording(fact).replace("{}", noun.replace("{}", request.subject))
             yield text[0].upper() + text[1:], fact.object, before if before != fact.object else world.foil(fact)
 
 
@@ -224,6 +227,7 @@ _MAKERS: dict[Kind, Callable[[EditRequest, World], Asked]] = {
     "distracted": _distracted,
     "shared_name": _shared_name,
     "near_duplicate": _near_duplicate,
+    "new_object": _new_object,
     "chained": _chained,
     "reversed": _reversed,
     "running_text": _running_text,

@@ -15,6 +15,7 @@ Kind = Literal[
     "distracted",
     "shared_name",
     "near_duplicate",
+    "new_object",
     "chained",
     "reversed",
     "running_text",
@@ -94,8 +95,7 @@ def request_probes(
     probes = [Probe("efficacy", request.case_id, request.prompt, new, old)]
     unseen = [t.replace("{}", request.subject) for t in templates if t != request.prompt_template]
     probes += [Probe("generalization", request.case_id, p, new, old) for p in (*request.paraphrase_prompts, *unseen)]
-    if old is not None:
-        probes += [Probe("specificity", request.case_id, p, old, new) for p in request.neighborhood_prompts]
+    probes += [Probe("specificity", request.case_id, p, answer, new) for p, answer in request.neighbours]
     others = {f.subject: f for f in facts if f.key not in edited and f.subject.casefold() != request.subject.casefold()}
     same = shuffled((s for s, f in others.items() if f.object == old), request.subject)
     rest = shuffled((s for s, f in others.items() if f.object != old), request.subject)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from benchmarks.methods import WORLDS, estimated, lessons
+from benchmarks.methods import WORLDS, estimated, lessons, misleading_suite
 from benchmarks.table import HERE
 from nse.architecture import EditableModel
 from nse.bench import BASE, BenchFiles, BenchOptions, bench
@@ -16,6 +16,9 @@ from nse.bench.streams import Dataset, read_dataset
 from nse.bench.summary import failures
 from nse.editors import EDITORS, get_editor, read_settings
 from nse.editors.base import own_settings
+from nse.evaluation.misleading import MISLEADING
+from nse.evaluation.probes import KnownFact
+from nse.evaluation.suites import read_suite
 from tests.conformance.methods import METHODS, SETTINGS
 from tests.nse.conftest import CITIES, CONTEXTS, PEOPLE, fact
 
@@ -84,6 +87,16 @@ def test_methods_learn_from_facts_that_are_not_edited_and_from_neighbours_that_a
         ]
 
 
+def test_what_misleads_is_asked_of_the_cases_of_a_file_that_are_not_edited(tmp_path: Path) -> None:
+    anna = replace(fact(0), paraphrase_prompts=(f"The home of {PEOPLE[0]} is", "Where do they live?"))
+    others = (fact(1), replace(fact(2), target_true=None))
+    suite = read_suite(misleading_suite(Dataset((anna,), others, (), "digest"), tmp_path / "new"))
+    assert suite.facts == (KnownFact(PEOPLE[1], "home", fact(1).target_true or ""),)
+    told = (anna.prompt_template, "The home of {} is", *(r.prompt_template for r in others))
+    assert suite.templates == {"home": tuple(dict.fromkeys(told))}
+    assert (suite.misleading, suite.neighbours) == (MISLEADING, 0)
+
+
 def test_rounds_and_questions_are_counted_as_many_times_as_they_come() -> None:
     requests = tuple(replace(fact(i), paraphrase_prompts=("a", "b")) for i in range(5))
     dataset = Dataset(requests, (fact(5),), (), "digest")
@@ -92,4 +105,4 @@ def test_rounds_and_questions_are_counted_as_many_times_as_they_come() -> None:
     part: dict[str, object] = {"failed": None, "seconds": seconds, "rounds": [{}, {}], "probes": 100}
     record = {"methods": {"a": {"parts": [part]}, "b": {"parts": [{"failed": {"edits": None, "reason": "x"}}]}}}
     # once 1 s, four rounds of 2 s, and at 100 and at 200 edits three probes of each and one that is untouched
-    assert estimated(record, dataset, options) == {"a": pytest.approx(2 * (1 + 8 + 5 * (3 * 300 + 2) / 100))}
+    assert estimated(record, dataset, None, options) == {"a": pytest.approx(2 * (1 + 8 + 5 * (3 * 300 + 2) / 100))}

@@ -19,6 +19,8 @@ from nse.bench.streams import (
     standing,
 )
 from nse.errors import RequestError
+from nse.evaluation.probes import KnownFact
+from nse.evaluation.suites import Suite
 from nse.request import EditRequest
 from tests.nse.conftest import CITIES, PEOPLE, fact
 
@@ -122,6 +124,23 @@ def test_what_the_stream_corrects_is_no_neighbour() -> None:
         ("specificity", "Clara Dahl lives in"),
     ]
     assert (probes[-1].expected, probes[-1].foil) == (anna.target_true, anna.target_new)
+
+
+def test_a_suite_asks_what_misleads_and_never_what_the_stream_corrects() -> None:
+    near = ("Boris Cole lives in", "Clara Dahl lives in")
+    anna, boris = replace(fact(0), neighborhood_prompts=near), fact(1)
+    known = tuple(KnownFact(PEOPLE[i], anna.relation or "", CITIES[i]) for i in (1, 2, 3))
+    parts = {"neighbours": 0, "canaries": (), "gates": (), "files": (), "digest": "", "texts": ()}
+    suite = Suite(
+        known, {anna.relation or "": ("{} lives in",)}, **parts, misleading=("distracted", "chat"), per_kind=9
+    )
+    questions = questions_about(dataset_of(anna, boris), suite, most=1)
+    stated = f"{anna.prompt} {anna.target_new}. "
+    assert [(p.prompt, p.expected) for p in questions.cases["case 0"] if p.kind == "distracted"] == [
+        (f"{stated}Clara Dahl lives in", anna.target_true),
+        (f"{stated}{PEOPLE[3]} lives in", CITIES[3]),
+    ]
+    assert {p.kind for p in questions.cases["case 0"]} == {"efficacy", "specificity", "distracted"}  # no chat template
 
 
 def test_a_neighbour_with_an_answer_of_its_own_is_asked_for_that() -> None:

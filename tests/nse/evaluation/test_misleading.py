@@ -67,15 +67,19 @@ def test_near_duplicates_are_subjects_spelt_almost_alike_the_nearest_first() -> 
     assert asked("near_duplicate", facts=facts, edited={("nigeri", "capital"), ("nigerian", "capital")}) == {}
 
 
-def test_a_chain_asks_the_new_object_by_name_and_by_way_of_the_subject() -> None:
-    found = asked("chained")
-    assert next(iter(found)) == "Lima lies on the"
-    assert found == {
-        "Lima lies on the": ("Rimac", found["Lima lies on the"][1]),
-        "The capital of Niger lies on the": ("Rimac", "Niger"),  # what would follow from the old object
-    }
+def test_the_new_objects_own_facts_go_on() -> None:
+    found = asked("new_object")
+    assert found == {"Lima lies on the": ("Rimac", found["Lima lies on the"][1])}
     assert found["Lima lies on the"][1] in ("Jabi", "Niger")
+    assert asked("new_object", edited={("lima", "river")}) == {}
+
+
+def test_a_chain_asks_the_new_objects_facts_by_way_of_the_subject() -> None:
+    # the foil is what would follow from the old object
+    assert asked("chained") == {"The capital of Niger lies on the": ("Rimac", "Niger")}
     assert asked("chained", edited={("lima", "river")}) == {}
+    unnamed = EditRequest("1", "Niger", "{} lies on the", "Lima", "Niamey", "river")
+    assert asked("chained", unnamed) == {}  # no wording says what the relation calls its object
 
 
 def test_the_reverse_is_asked_by_the_likelihood_of_the_subject() -> None:
