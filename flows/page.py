@@ -11,10 +11,9 @@ from functools import cache
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from flows import charts
-from flows.bisect import LEFT_OUT, NOTHING, UNDECIDED, left_out
-from flows.evidence import NOT_MEASURED, WARNING
+from flows.bisect import left_out
 from flows.metrics import NORM, of_candidate, retention_by_age
-from flows.report import beliefs, metric_pairs
+from flows.report import beliefs, inputs, metric_pairs, name_of, remarks
 from ledger.decisions import Case, read_case
 from ledger.records import CaseRow, Changeset, Decision, Gate
 from ledger.unit_of_work import UnitOfWork
@@ -128,8 +127,6 @@ def page(work: UnitOfWork, reference: str, *, at: str | None = None) -> str:
     parent = work.move_of(changeset.parent) if changeset.parent else None
     ages = retention_by_age(work, changeset)
     kinds = kinds_of(changeset)
-    told = (WARNING, NOT_MEASURED, UNDECIDED, NOTHING)
-    remarks = {n: v for n, v in changeset.provenance.items() if n.startswith(told)}
     figures = of_candidate(changeset.metrics)
     norms = [(_place(name), value or 0.0) for name, value in figures.items() if name.startswith(NORM)]
     return _templates().get_template("changeset.html").render(
@@ -144,8 +141,8 @@ def page(work: UnitOfWork, reference: str, *, at: str | None = None) -> str:
         kinds=kinds,
         broken=sum(kind.broken for kind in kinds),
         without=without_of(view),
-        remarks=remarks,
-        provenance={n: v for n, v in changeset.provenance.items() if n not in remarks and not n.startswith(LEFT_OUT)},
+        remarks=remarks(changeset),
+        provenance=inputs(changeset),
         metrics=compared(changeset),
         ages=ages,
         curve=charts.curve(ages) if ages else None,
@@ -177,9 +174,8 @@ def kinds_of(changeset: Changeset) -> tuple[Kind, ...]:
 
 def without_of(view: ChangesetView) -> list[Without]:
     """What a changeset left out, and why."""
-    names = {c.id: f"{c.subject}: {c.target_new}" for c in view.corrections}
     return [
-        Without(names.get(told.correction_id, told.correction_id[:12]), told.evidence, tuple(_asked(told.cases)))
+        Without(name_of(view, told.correction_id), told.evidence, tuple(_asked(told.cases)))
         for told in left_out(view.changeset)
     ]
 

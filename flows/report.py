@@ -4,9 +4,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from flows.bisect import left_out
+from flows.bisect import LEFT_OUT, NOTHING, UNDECIDED, left_out
+from flows.evidence import NOT_MEASURED, WARNING
 from flows.explain import explain
-from ledger.records import CaseRow, Correction, Metric
+from ledger.records import CaseRow, Changeset, Correction, Metric
 from ledger.views import ChangesetView
 
 
@@ -68,6 +69,25 @@ def metric_pairs(metrics: Sequence[Metric]) -> list[tuple[str, float | None, flo
     return [(name, values.get((name, "head")), values.get((name, "candidate"))) for name in names]
 
 
+def remarks(changeset: Changeset) -> dict[str, str]:
+    """What is to be told beside the gates that decide: those that only warn, were not measured, or fail for no known fault."""
+    told = (WARNING, NOT_MEASURED, UNDECIDED, NOTHING)
+    return {name: value for name, value in sorted(changeset.provenance.items()) if name.startswith(told)}
+
+
+def inputs(changeset: Changeset) -> dict[str, str]:
+    """What a changeset was made of: its provenance without what is told elsewhere."""
+    elsewhere = remarks(changeset)
+    named = sorted(changeset.provenance.items())
+    return {name: value for name, value in named if name not in elsewhere and not name.startswith(LEFT_OUT)}
+
+
+def name_of(view: ChangesetView, correction: str) -> str:
+    """What a reader knows a correction by; of one that the ledger does not show, the first digits of its id."""
+    names = (f"{c.subject}: {c.target_new}" for c in view.corrections if c.id == correction)
+    return next(names, correction[:12])
+
+
 def report(view: ChangesetView) -> str:
     """The page."""
     changeset = view.changeset
@@ -84,6 +104,7 @@ def report(view: ChangesetView) -> str:
                 for g in changeset.gates
             ),
         ),
+        "\n".join(f"- {name}: {value}" for name, value in remarks(changeset).items()),
         *_faults(view),
         "## Metrics",
         _table(
@@ -91,7 +112,7 @@ def report(view: ChangesetView) -> str:
             ((name, _number(old), _number(new)) for name, old, new in metric_pairs(changeset.metrics)),
         ),
         "## Provenance",
-        _table(("input", "value"), ((k, f"`{v}`") for k, v in sorted(changeset.provenance.items()))),
+        _table(("input", "value"), ((name, f"`{value}`") for name, value in inputs(changeset).items())),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -102,8 +123,12 @@ def _faults(view: ChangesetView) -> list[str]:
     for told in explain(view.changeset):
         rows = [(case.prompt, case.expected, case.before or "", case.after) for case in told.cases]
         parts += [f"### {told.gate.name}: {told.total} cases", _table(("prompt", "expected", "before", "after"), rows)]
-    if without := [(fault.correction_id[:12], fault.evidence) for fault in left_out(view.changeset)]:
-        parts += ["## Left out", _table(("correction", "the gates with it"), without)]
+    if without := left_out(view.changeset):
+        names = [(name_of(view, fault.correction_id), fault) for fault in without]
+        failing = [(name, fault.correction_id[:12], fault.evidence) for name, fault in names]
+        wrong = [(name, c.prompt, c.expected, c.generated) for name, fault in names for c in fault.cases_with_it]
+        parts += ["## Left out", _table(("correction", "id", "the gates with it"), failing)]
+        parts.append(_table(("with", "prompt", "expected", "answer"), wrong) if wrong else "")
     return parts
 
 

@@ -217,20 +217,17 @@ def _print(view: "ChangesetView", *, as_json: bool) -> None:
 
 def _print_faults(view: "ChangesetView", failing: "list[Explanation]", without: "list[LeftOut]") -> None:
     """Prints why gates failed, which corrections were left out for it, and what else is to be told."""
-    from flows.bisect import NOTHING, UNDECIDED
-    from flows.evidence import NOT_MEASURED, WARNING
+    from flows.report import name_of, remarks
 
-    for name, value in view.changeset.provenance.items():
-        if name.startswith((WARNING, NOT_MEASURED, UNDECIDED, NOTHING)):
-            say(f"{name}: {value}")
+    for name, value in remarks(view.changeset).items():
+        say(f"{name}: {value}")
     for told in failing:
         cases = [(c.prompt, c.expected, c.before or "", c.after, _change(c)) for c in told.cases]
         more = f" ({len(cases)} of {told.total})" if told.total > len(cases) else ""
         if cases:
             table(f"why {told.gate.name} failed{more}", ("prompt", "expected", "before", "after", "p(expected)"), cases)
-    names = {correction.id: f"{correction.subject}, {correction.target_new}" for correction in view.corrections}
     for fault in without:
-        say(f"left out: {fault.correction_id[:12]} ({names.get(fault.correction_id, '')}): {fault.evidence}")
+        say(f"left out: {fault.correction_id[:12]} ({name_of(view, fault.correction_id)}): {fault.evidence}")
         rows = [(c.kind.partition(" with ")[0], c.prompt, c.expected, c.generated) for c in fault.cases_with_it]
         if rows:
             table("with it", ("kind", "prompt", "expected", "answer"), rows)

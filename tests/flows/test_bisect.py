@@ -169,7 +169,12 @@ def test_one_bad_correction_is_found_named_and_left_out_and_the_others_are_propo
     assert fault.correction_id == bad.id
     assert fault.evidence == "canary_generation 0 with it, >= 1 demanded, 1 without it"
     assert [(row.prompt, row.passed) for row in fault.cases_with_it] == [("The capital of Elis is", False)]
-    assert f"left out: {bad.id[:12]} (Elis, Berne)" in found.out
+    assert f"left out: {bad.id[:12]} (Elis: Berne)" in found.out
+    page = nse("show", "1", "--markdown").out
+    assert f"| Elis: Berne | {bad.id[:12]} | {fault.evidence} |" in page
+    assert "| Elis: Berne | The capital of Elis is | lacks Berne | Berne" in page
+    assert "\n- warning: efficacy >= 2" in page
+    assert "left out" not in page.partition("## Provenance")[2]
     assert bad.id[:12] in nse("status").out
     assert "Elis" not in "".join((proposed.reason, *proposed.provenance.values()))  # that cannot be erased
     assert nse("plan", "--by", "Pia").out.strip() == "nothing pending"
