@@ -173,10 +173,10 @@ def _orders(count: int) -> str:
 
 
 def _best(column: Column, metrics: Mapping[str, Mapping[str, Any]]) -> float | None:
-    """The best mean among methods; nothing where there is no better and worse, or one method alone."""
+    """The best mean among methods; nothing where there is no better and worse, or all are alike."""
     found = [own[column.name]["mean"] for name, own in metrics.items() if name != BASE and column.name in own]
     values: list[float] = [mean for mean in found if mean is not None]
-    if not column.better or len(values) < 2:
+    if not column.better or len(set(values)) < 2:
         return None
     return max(values) if column.better > 0 else min(values)
 

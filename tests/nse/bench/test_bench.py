@@ -443,6 +443,8 @@ def test_the_best_of_the_methods_is_marked_never_the_base() -> None:
         "a": [part(0, specificity=0.5, perplexity=30.0, fluency=5.0, consistency=0.1)],
         "b": [part(0, specificity=0.8, perplexity=40.0, fluency=6.0, consistency=0.2)],
     }
+    for (own,) in parts.values():
+        own["metrics"]["reversed_generation"] = 0.0
     record = record_of(parts)
     shown = tables(record)
     header, rows = shown["by probability against the other object, %"]
@@ -455,6 +457,9 @@ def test_the_best_of_the_methods_is_marked_never_the_base() -> None:
     _, rows = shown["text and cost"]
     assert [[c.best for c in row] for row in rows] == [[False] * 4, [False, True, False, False], [False] * 4]
     assert "| b | **80.0** |" in markdown(record)
+    header, rows = shown["what misleads, by free generation, %"]
+    assert header == ["method", "reversed"]
+    assert not any(row[1].best for row in rows)  # all fail alike
 
 
 def test_a_curve_has_a_gap_where_an_order_has_no_number() -> None:
