@@ -8,10 +8,10 @@
 The world is a model with facts that it knows: `demo` (the suite's facts, each corrected to another object) or `bios` (the
 invented people in ../shared). `batches` are rounds of 50, `single` are rounds of one edit, `misleading` are a few rounds of 50
 and then the questions that mislead (nse/evaluation/misleading.py). Settings are those of benchmarks/bench_<world>.yaml. Methods
-that train first are trained by `nse train` on facts that neither stream edits, once for both; the file is kept in the folder of
-records. Writes docs/methods_<world>_<stream>.md and .svg after every order of the stream, and the record under build/. An
-interrupted run goes on where it was. `--estimate` runs the first rounds of each method alone, and says from these how long the
-whole will last.
+that train first are trained by `nse train` on facts that no stream edits, once for all; the file is kept in the folder of
+records. Writes docs/methods_<world>_<stream>.md and .svg (what misleads is asked once: no plot) after every order of the
+stream, and the record under build/. An interrupted run goes on where it was. `--estimate` runs the first rounds of each method
+alone, and says from these how long the whole will last.
 """
 
 import argparse
@@ -161,7 +161,7 @@ def misleading_suite(dataset: Dataset, folder: Path) -> Path:
             ]
         )
     (folder / "templates.yaml").write_text(yaml.safe_dump({k: list(v) for k, v in wordings.items()}), encoding="utf-8")
-    asked = {"misleading": list(MISLEADING), "per_kind": PER_KIND, "neighbours": 0}
+    asked = {"misleading": list(MISLEADING), "per_kind": PER_KIND, "neighbours": 0, "untouched": 0}
     suite = folder / "suite.yaml"
     suite.write_text(yaml.safe_dump({"facts": "facts.csv", "templates": "templates.yaml", **asked}), encoding="utf-8")
     return suite
@@ -188,7 +188,7 @@ def moments_of(hparams: Path, options: argparse.Namespace) -> Path:
 def trained_for(method: str, hparams: Path, options: argparse.Namespace) -> Path:
     """What `nse train` makes for a method, of facts that the longest stream does not edit; made if it is not there.
 
-    A shorter stream of the same seed is its beginning, so what is trained serves both.
+    A shorter stream of the same seed is its beginning, so what is trained serves all.
     """
     longest = {"edits": max(options.edits, *EDITS.values()), "stream": "batches"}
     options = argparse.Namespace(**vars(options) | longest)
@@ -233,7 +233,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--hparams", type=Path, help="default: benchmarks/bench_<world>.yaml")
     parser.add_argument("--edits", type=int, help=f"default: {EDITS}")
     parser.add_argument("--orders", type=int, default=3)
-    parser.add_argument("--checkpoints", type=int, help=f"default: {CHECKPOINTS}")
+    parser.add_argument("--checkpoints", type=int, help=f"default: {CHECKPOINTS}; misleading: 1")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
         "--hold",
@@ -267,7 +267,7 @@ def main() -> int:
         corpus=world.corpus,
         contexts=world.contexts,
         suite=misleading_suite(dataset, options.output / f"{name}_suite") if asks else None,
-        plot=options.docs / f"{name}.svg",
+        plot=None if options.stream == "misleading" else options.docs / f"{name}.svg",
         trained={m: trained_for(m, hparams, options) for m in training},
     )
     whole = BenchOptions(
@@ -277,7 +277,7 @@ def main() -> int:
         orders=options.orders,
         checkpoints=options.checkpoints,
         seed=options.seed,
-        hold=options.hold,
+        hold=options.hold and not asks,  # a file's few wordings are all asked
         asked=ASKED,
     )
     console, begun = Console(stderr=True), time.monotonic()
@@ -297,20 +297,26 @@ def main() -> int:
             rows.append(("all", in_words(total / options.orders), in_words(total)))
             table(f"{name}, from {edits} edits", ("method", "an order", f"{options.orders} orders"), rows, {})
         else:
-            record = bench(files, whole, progress=progress, say=say, after_order=lambda r: tell(r, files, options))
+            record = bench(
+                files,
+                whole,
+                progress=progress,
+                say=say,
+                after_order=lambda r: tell(r, options.docs / f"{name}.md", options),
+            )
             show(record)
     for line in failures(record):
         say(line)
     return 1 if failures(record) else 0
 
 
-def tell(record: dict[str, Any], files: BenchFiles, options: argparse.Namespace) -> None:
+def tell(record: dict[str, Any], path: Path, options: argparse.Namespace) -> None:
     """Writes the table of the orders that are done."""
     where = machine(device_of("cpu"))
     caption = f"{where['processor']}, {torch.get_num_threads()} threads, torch {where['torch']}"
     line = f"`python -m benchmarks.methods --world {options.world} --stream {options.stream}`; {caption}."
-    assert files.plot is not None
-    files.plot.with_suffix(".md").write_text(f"{markdown(record)}\n{line}\n", encoding="utf-8")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f"{markdown(record)}\n{line}\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from flows.errors import FlowError
+from flows.explain import NOT_MEASURED, WARNING
 from flows.progress import Progress, under
 from flows.session import Session, request_of
 from flows.workspace import Workspace
@@ -22,11 +23,6 @@ from nse.evaluation.run import Evaluation, evaluate
 from nse.evaluation.suites import Suite, read_suite
 from nse.fingerprint import file_digest
 from nse.request import EditRequest
-
-WARNING = "warning: "
-"""Begins the name, in a changeset's provenance, of a gate that only warns and failed."""
-NOT_MEASURED = "not measured: "
-"""Begins the name, in a changeset's provenance, of a gate that does not apply."""
 
 
 @dataclass(frozen=True, slots=True)

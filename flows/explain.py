@@ -7,6 +7,10 @@ from typing import Protocol
 from ledger.records import CaseRow, Gate, Shown
 from nse.evaluation.gates import kind_of
 
+WARNING = "warning: "
+"""Begins the name, in a changeset's provenance, of a gate that only warns and failed."""
+NOT_MEASURED = "not measured: "
+"""Begins the name, in a changeset's provenance, of a gate that does not apply."""
 MOST = 10
 """Most cases that are shown of one gate."""
 

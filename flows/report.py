@@ -1,12 +1,12 @@
 """A changeset as a page of Markdown: what, who, answers before and after, metrics, gates, provenance."""
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from flows.bisect import LEFT_OUT, NOTHING, UNDECIDED, left_out
-from flows.evidence import NOT_MEASURED, WARNING
-from flows.explain import explain
+from flows.explain import NOT_MEASURED, WARNING, explain
 from ledger.records import CaseRow, Changeset, Correction, Metric
 from ledger.views import ChangesetView
 
@@ -83,8 +83,8 @@ def inputs(changeset: Changeset) -> dict[str, str]:
 
 
 def name_of(view: ChangesetView, correction: str) -> str:
-    """What a reader knows a correction by; of one that the ledger does not show, the first digits of its id."""
-    names = (f"{c.subject}: {c.target_new}" for c in view.corrections if c.id == correction)
+    """What a reader knows a correction by; of one that was erased, the first digits of its id."""
+    names = (f"{c.subject}: {c.target_new}" for c in view.corrections if c.id == correction and not c.erased)
     return next(names, correction[:12])
 
 
@@ -92,7 +92,7 @@ def report(view: ChangesetView) -> str:
     """The page."""
     changeset = view.changeset
     parts = [
-        f"# Changeset #{changeset.number}: {changeset.reason}",
+        f"# Changeset #{changeset.number}: {_plain(changeset.reason)}",
         _facts(view),
         "## Corrections" if view.corrections else "",
         _corrections(view),
@@ -104,7 +104,7 @@ def report(view: ChangesetView) -> str:
                 for g in changeset.gates
             ),
         ),
-        "\n".join(f"- {name}: {value}" for name, value in remarks(changeset).items()),
+        "\n".join(f"- {_plain(name)}: {_plain(value)}" for name, value in remarks(changeset).items()),
         *_faults(view),
         "## Metrics",
         _table(
@@ -136,12 +136,14 @@ def _facts(view: ChangesetView) -> str:
     changeset = view.changeset
     lines = [
         f"- kind: {changeset.kind}; status: **{view.status}**",
-        f"- planned by {changeset.planned_by} at {changeset.planned_at}",
+        f"- planned by {_plain(changeset.planned_by)} at {changeset.planned_at}",
         f"- version `{changeset.parent_version[:12]}` -> `{changeset.candidate_version[:12]}`",
     ]
-    lines += [f"- {d.verdict} by {d.reviewer} at {d.decided_at}: {d.reason}" for d in view.decisions]
+    lines += [f"- {d.verdict} by {_plain(d.reviewer)} at {d.decided_at}: {_plain(d.reason)}" for d in view.decisions]
     if view.applied is not None:
-        lines.append(f"- applied by {view.applied.moved_by} at {view.applied.moved_at} as v{view.applied.position}")
+        lines.append(
+            f"- applied by {_plain(view.applied.moved_by)} at {view.applied.moved_at} as v{view.applied.position}"
+        )
     return "\n".join(lines)
 
 
@@ -166,8 +168,9 @@ def _number(value: float | None) -> str:
 
 def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(_cell(cell) for cell in line) + " |" for line in lines)
+    return "\n".join("| " + " | ".join(_plain(cell) for cell in line) + " |" for line in lines)
 
 
-def _cell(text: str) -> str:
-    return " ".join(text.replace("|", "\\|").split())
+def _plain(text: str) -> str:
+    """A text in one line that Markdown shows as it is: it ends no cell, links to nothing, loads nothing and is no HTML."""
+    return re.sub(r"\\|\||\](?=[(\[])|<(?=[A-Za-z/!?])", r"\\\g<0>", " ".join(text.split()))

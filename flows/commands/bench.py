@@ -30,9 +30,14 @@ def bench(
     second_moment: Annotated[Path | None, typer.Option(help="Second-moment file; default: made of the corpus.")] = None,
     corpus: Annotated[Path | None, typer.Option(help="Text: second moments, perplexity, consistency.")] = None,
     contexts: Annotated[Path | None, typer.Option(help="Context templates; default: sampled from the model.")] = None,
-    suite: Annotated[Path | None, typer.Option(help="Known facts to ask about besides.")] = None,
+    suite: Annotated[Path | None, typer.Option(help="Known facts to ask about besides, and what misleads.")] = None,
     hold: Annotated[bool, typer.Option("--hold", help="Give methods known facts, to be left in place.")] = False,
-    asked: Annotated[int, typer.Option(help="Most questions of a kind about a case; 0: all.", min=0)] = 0,
+    asked: Annotated[
+        int,
+        typer.Option(
+            help="Most questions of a kind about a case; 0: all. `misleading` ones: the suite's per_kind.", min=0
+        ),
+    ] = 0,
     prose: Annotated[int, typer.Option(help="Most cases to write texts about: fluency, consistency.", min=0)] = 20,
     trained: Annotated[list[str] | None, typer.Option(help="METHOD=FILE, what `nse train` made; repeat it.")] = None,
     plot: Annotated[Path | None, typer.Option(help="The plot, .svg or .png.")] = None,

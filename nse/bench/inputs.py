@@ -33,7 +33,7 @@ class BenchFiles:
         second_moment: Second moments; made from the corpus, once for all, if not given.
         corpus: Text, for second moments, perplexity and consistency.
         contexts: Context templates; sampled from the model if not given.
-        suite: Known facts to ask about besides; the dataset itself, where that is a suite.
+        suite: Known facts to ask about besides, and which misleading questions; the dataset itself, where that is a suite.
         architecture: Description of the model's family.
         plot: The plot, if one is wanted.
         trained: By method, what `nse train` made for it.
@@ -69,7 +69,7 @@ class BenchOptions:
         checkpoints: How often all facts edited so far are tested, the end included.
         seed: Of the orders, of what methods draw, of sampled contexts.
         hold: Whether methods are given known facts, the suite's or the dataset's, to be left in place.
-        asked: Most questions of a kind about a case; 0 asks all.
+        asked: Most questions of a kind about a case; 0 asks all. Of misleading ones a suite says it.
         prose: Most cases of which a text is written, for fluency and consistency, at five checkpoints at most.
         isolated: Whether every part runs in a process of its own.
         dtype: Name of the type of the model's weights.

@@ -26,7 +26,7 @@ class Job:
         contexts: Context templates.
         moments: Second moments, if the method needs them.
         values: Folder in which z's are kept, if any.
-        suite: Known facts to ask about besides.
+        suite: Known facts to ask about besides, and which misleading questions.
         corpus: Text for perplexity and consistency.
         architecture: Description of the model's family.
         trained: What `nse train` made for the method.
@@ -35,7 +35,7 @@ class Job:
         checkpoints: How often all is tested.
         seed: Of the order and of what the method draws.
         hold: Whether the method is given known facts, the suite's or the dataset's, to be left in place.
-        asked: Most questions of a kind about a case; 0 asks all.
+        asked: Most questions of a kind about a case; 0 asks all. Of misleading ones a suite says it.
         prose: Most cases of which a text is written, for fluency and consistency.
         dtype: Name of the type of the model's weights.
         device_map: As transformers takes it.

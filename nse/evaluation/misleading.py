@@ -144,7 +144,8 @@ def _distracted(request: EditRequest, world: World) -> Asked:
     stated = join(request.prompt, request.target_new) + ". "
     answers = dict(request.neighbours)
     for prompt in shuffled(answers, request.case_id):
-        yield stated + prompt, answers[prompt], request.target_new
+        foil = request.target_new if answers[prompt] != request.target_new else request.target_true
+        yield stated + prompt, answers[prompt], foil
     for fact in sorted(world.others(request), key=lambda f: f.object != request.target_true):  # a stable sort
         yield stated + request.prompt_template.replace("{}", fact.subject), fact.object, request.target_new
 
@@ -176,14 +177,16 @@ def _new_object(request: EditRequest, world: World) -> Asked:
 
 
 def _chained(request: EditRequest, world: World) -> Asked:
-    """The same by way of the subject, of which they should now follow."""
+    """The new object's own facts, asked by way of the subject, for which they should now hold."""
     nouns = shuffled(world.nouns(request), request.case_id)
+    if not nouns:
+        return
+    phrase = nouns[0].replace("{}", request.subject)
     old = {f.relation: f.object for f in world.of_subject.get((request.target_true or "").casefold(), ())}
     for fact in _drawn(world.of_subject.get(request.target_new.casefold(), ()), request):
         before = old.get(fact.relation, fact.object)
-        for noun in nouns[:1]:
-            text = world.wording(fact).replace("{}", noun.replace("{}", request.subject))
-            yield text[0].upper() + text[1:], fact.object, before if before != fact.object else world.foil(fact)
+        text = world.wording(fact).replace("{}", phrase)
+        yield text[0].upper() + text[1:], fact.object, before if before != fact.object else world.foil(fact)
 
 
 def _reversed(request: EditRequest, world: World) -> Asked:

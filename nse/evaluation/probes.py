@@ -95,7 +95,10 @@ def request_probes(
     probes = [Probe("efficacy", request.case_id, request.prompt, new, old)]
     unseen = [t.replace("{}", request.subject) for t in templates if t != request.prompt_template]
     probes += [Probe("generalization", request.case_id, p, new, old) for p in (*request.paraphrase_prompts, *unseen)]
-    probes += [Probe("specificity", request.case_id, p, answer, new) for p, answer in request.neighbours]
+    probes += [
+        Probe("specificity", request.case_id, p, answer, new if answer != new else old)
+        for p, answer in request.neighbours
+    ]
     others = {f.subject: f for f in facts if f.key not in edited and f.subject.casefold() != request.subject.casefold()}
     same = shuffled((s for s, f in others.items() if f.object == old), request.subject)
     rest = shuffled((s for s, f in others.items() if f.object != old), request.subject)

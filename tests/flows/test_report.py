@@ -11,10 +11,12 @@ from typing import Any
 import pytest
 
 from flows.bisect import Search, narrowed_by
-from flows.evidence import WARNING
+from flows.explain import WARNING
 from flows.page import page
+from flows.report import name_of, report
 from flows.workspace import Workspace
-from ledger.records import CaseResult, Gate
+from ledger.records import CaseResult, Erasure, Gate
+from ledger.views import show
 from tests.browser import visit
 from tests.flows.nights import file_all, history, night, rows, started
 from tests.ledger.cast import Cast
@@ -104,6 +106,19 @@ def test_texts_of_corrections_are_shown_and_never_run(cast: Cast) -> None:
     assert policy.startswith("default-src 'none'; style-src 'unsafe-inline'; img-src data:")
 
 
+def test_texts_of_corrections_are_text_in_markdown_too(cast: Cast) -> None:
+    evil = EVIL + " ![](http://example.org/x) [a](b) [c][d] \\<b> \\| e"
+    made = night(cast, [cast.file(evil, evil, relation=evil, target_true=evil)], [])
+    cast.reject(made, evil, evil)
+    with cast.ledger.read() as work:
+        text = report(show(work, "#1"))
+    live = re.compile(r"(?<!\\)(?:\\\\)*(?:<[A-Za-z/!?]|\](?=[(\[]))")
+    assert not live.findall(text)
+    row = next(line for line in text.splitlines() if "script" in line and line.startswith("| "))
+    assert len(re.findall(r"(?<!\\)(?:\\\\)*\|", row)) == 9  # of eight cells
+    assert evil in re.sub(r"\\([\\|<\]])", r"\1", text)
+
+
 def test_the_page_refers_to_nothing_outside_itself(cast: Cast) -> None:
     history(cast, 2, 2)
     text = written(cast, "#2")
@@ -112,7 +127,7 @@ def test_the_page_refers_to_nothing_outside_itself(cast: Cast) -> None:
     ]
     assert references
     assert all(reference.startswith("#") for reference in references)
-    assert not re.search(r"url\(|@import|https?:|//", text)
+    assert not re.search(r"url\(|@import|https?:|[\"'(=\s]//", text)  # a signature may have // within it
 
 
 def test_the_page_can_be_read_without_seeing_it(cast: Cast) -> None:
@@ -183,6 +198,10 @@ def test_what_was_left_out_and_what_only_warns_is_told_and_is_not_counted(cast: 
     assert "warning: hidden_drift <= 0.1 : 0.2" in section(text, "gates")
     assert "left out" not in section(text, "provenance")
     assert "<b>0</b> answers broke" in text
+    with cast.ledger.begin() as work:
+        assert name_of(show(work, "#2"), culprit.id) == "Bulgaria: euro"
+        work.erase(Erasure(ref=culprit.id, reason="asked", erased_by="ann", erased_at=cast.now()))
+        assert name_of(show(work, "#2"), culprit.id) == culprit.id[:12]
 
 
 @pytest.fixture(scope="module")

@@ -126,7 +126,9 @@ def test_what_the_stream_corrects_is_no_neighbour() -> None:
     assert (probes[-1].expected, probes[-1].foil) == (anna.target_true, anna.target_new)
 
 
-def test_a_suite_asks_what_misleads_and_never_what_the_stream_corrects() -> None:
+def test_a_suite_asks_what_misleads_and_never_what_the_stream_corrects(
+    editable: EditableModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
     near = ("Boris Cole lives in", "Clara Dahl lives in")
     anna, boris = replace(fact(0), neighborhood_prompts=near), fact(1)
     known = tuple(KnownFact(PEOPLE[i], anna.relation or "", CITIES[i]) for i in (1, 2, 3))
@@ -134,19 +136,25 @@ def test_a_suite_asks_what_misleads_and_never_what_the_stream_corrects() -> None
     suite = Suite(
         known, {anna.relation or "": ("{} lives in",)}, **parts, misleading=("distracted", "chat"), per_kind=9
     )
-    questions = questions_about(dataset_of(anna, boris), suite, most=1)
+    monkeypatch.setattr(editable.tokenizer, "chat_template", "{{ messages[0]['content'] }}?")
+    questions = questions_about(dataset_of(anna, boris), suite, most=1, tokenizer=editable.tokenizer)
     stated = f"{anna.prompt} {anna.target_new}. "
     assert [(p.prompt, p.expected) for p in questions.cases["case 0"] if p.kind == "distracted"] == [
         (f"{stated}Clara Dahl lives in", anna.target_true),
         (f"{stated}{PEOPLE[3]} lives in", CITIES[3]),
     ]
-    assert {p.kind for p in questions.cases["case 0"]} == {"efficacy", "specificity", "distracted"}  # no chat template
+    asked = [p for p in questions.cases["case 0"] if p.kind != "distracted"]
+    assert [p.kind for p in asked] == ["efficacy", "specificity", "chat"]
+    assert asked[-1].prompt.endswith(f"{anna.prompt}?")
 
 
 def test_a_neighbour_with_an_answer_of_its_own_is_asked_for_that() -> None:
-    request = replace(fact(0), relation=None, neighborhood_prompts=("who wrote it?",), neighborhood_answers=("Lima",))
+    request = replace(fact(0), relation=None, neighborhood_prompts=("who wrote it?",), neighborhood_answers=("Rome",))
     (probe,) = (p for p in questions_about(dataset_of(request), None).cases["case 0"] if p.kind == "specificity")
-    assert (probe.prompt, probe.expected, probe.foil) == ("who wrote it?", "Lima", request.target_new)
+    assert (probe.prompt, probe.expected, probe.foil) == ("who wrote it?", "Rome", request.target_new)
+    same = replace(request, neighborhood_answers=(request.target_new,))
+    (probe,) = (p for p in questions_about(dataset_of(same), None).cases["case 0"] if p.kind == "specificity")
+    assert (probe.expected, probe.foil) == (request.target_new, request.target_true)
 
 
 def test_cases_that_are_not_edited_are_asked_as_untouched_facts_unless_the_stream_is_about_them() -> None:

@@ -1,5 +1,7 @@
 """What misleads: which questions are made of a small world, and that they are the same ones every night."""
 
+from dataclasses import replace
+
 import pytest
 
 from nse.errors import SuiteError
@@ -48,7 +50,12 @@ def test_neighbours_must_withstand_the_correction_stated_in_front_of_them() -> N
     given = EditRequest(
         "1", "Niger", "The capital of {} is", "Lima", "Niamey", neighborhood_prompts=("Mali's capital is",)
     )
-    assert asked("distracted", given) == {"The capital of Niger is Lima. Mali's capital is": ("Niamey", "Lima")}
+    stated = "The capital of Niger is Lima. Mali's capital is"
+    assert asked("distracted", given) == {stated: ("Niamey", "Lima")}
+    for answer, foil in (("Bamako", "Lima"), ("Lima", "Niamey")):  # its own answer, which may be the new object
+        assert asked("distracted", replace(given, neighborhood_answers=(answer,))) == {stated: (answer, foil)}
+    alone = replace(given, neighborhood_answers=("Lima",), target_true=None)
+    assert asked("distracted", alone) == {stated: ("Lima", None)}
 
 
 def test_a_name_in_common_is_a_word_of_both_names_that_is_a_name() -> None:
