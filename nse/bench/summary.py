@@ -108,7 +108,12 @@ def tables(record: Mapping[str, Any]) -> dict[str, tuple[list[str], list[list[Ce
         rows = [
             [
                 Cell(name),
-                *(_cell(c, own[c.name], best[c.name]) if c.name in own else Cell(blank[name]) for c in present),
+                *(
+                    _cell(c, own[c.name], None if name == BASE else best[c.name])
+                    if c.name in own
+                    else Cell(blank[name])
+                    for c in present
+                ),
             ]
             for name, own in metrics.items()
         ]
