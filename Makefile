@@ -7,25 +7,27 @@ STAMP := .venv/.installed
 
 install: $(STAMP)
 
-# torch first and pinned: its CPU build satisfies every later range, so nothing fetches gigabytes of CUDA.
+# torch first and pinned: its CPU build satisfies every later range, so nothing fetches gigabytes of CUDA. Python compiles a module
+# when it is first imported; compiling all of them here takes over a minute, most of it for what is never imported.
 $(STAMP): pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Python 3.11 or newer is needed: make PYTHON=python3.11 ...")'
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --constraint constraints.txt torch
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/pip install --quiet --no-compile --constraint constraints.txt torch
+	$(BIN)/pip install --quiet --no-compile --constraint constraints.txt --editable '.[dev]'
 	@touch $(STAMP)
 
 demo: install
 	$(BIN)/nse demo build/demo
 
-# One process per core, one thread each: the tests' models are too small to share among threads.
+# One thread per process: the tests' models are too small to share. Three processes keep two cores busy, for a fifth of the time
+# a test waits for a disk or a database.
 test: install
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadgroup --no-loadscope-reorder
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 3 --dist loadgroup --no-loadscope-reorder
 
 lint: install
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/mypy
+	MYPY_NUM_WORKERS=2 $(BIN)/mypy
 
 clean:
 	rm -rf build .venv
