@@ -19,10 +19,9 @@ $(STAMP): pyproject.toml constraints.txt
 demo: install
 	$(BIN)/nse demo build/demo
 
-# One thread per process: the tests' models are too small to share. Three processes keep two cores busy, for a fifth of the time
-# a test waits for a disk or a database.
+# One process per core, one thread each: the tests' models are too small to share among threads. More processes are slower.
 test: install
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 3 --dist loadgroup --no-loadscope-reorder
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadgroup --no-loadscope-reorder
 
 lint: install
 	$(BIN)/ruff format --check .
