@@ -126,8 +126,6 @@ def stream_of(options: argparse.Namespace) -> Path:
     which of two corrections stands.
     """
     source = WORLDS[options.world].dataset
-    if options.stream == "misleading" and source.suffix == ".yaml":
-        return source.with_name("misleading.yaml")
     if source.suffix != ".json" or options.edits <= FACTS:
         return source
     rows: list[dict[str, Any]] = json.loads(source.read_text(encoding="utf-8"))
@@ -147,7 +145,9 @@ def stream_of(options: argparse.Namespace) -> Path:
 
 
 def misleading_suite(dataset: Dataset, folder: Path) -> Path:
-    """A suite that asks what misleads: of a file's cases that are not edited, in the wordings of all."""
+    """A suite that asks what misleads: the demo's; of a file one of the cases that are not edited, in the wordings of all."""
+    if dataset.suite is not None:
+        return HERE / "demo/misleading.yaml"
     wordings: dict[str, dict[str, None]] = {}
     for request in (*dataset.requests, *dataset.others):
         told = (request.prompt_template, *(p.replace(request.subject, "{}", 1) for p in request.paraphrase_prompts))
@@ -190,8 +190,7 @@ def trained_for(method: str, hparams: Path, options: argparse.Namespace) -> Path
 
     A shorter stream of the same seed is its beginning, so what is trained serves all.
     """
-    longest = {"edits": max(options.edits, *EDITS.values()), "stream": "batches"}
-    options = argparse.Namespace(**vars(options) | longest)
+    options = argparse.Namespace(**vars(options) | {"edits": max(options.edits, *EDITS.values())})
     tokenizer = AutoTokenizer.from_pretrained(WORLDS[options.world].model)
     dataset = read_dataset(stream_of(options), tokenizer, edits=options.edits, seed=options.seed)
     cases: Path = options.output / f"{options.world}-{options.edits}-{options.seed}.jsonl"
@@ -260,14 +259,14 @@ def main() -> int:
     source = stream_of(options)
     dataset = read_dataset(source, tokenizer, edits=options.edits, seed=options.seed)
     training = [m for m in methods if m in EDITORS and "trained" in EDITORS[m].needs]
-    asks = options.stream == "misleading" and dataset.suite is None
+    misleading = options.stream == "misleading"
     files = BenchFiles(
         *(world.model, source, hparams, options.output / f"{name}.json"),
         second_moment=moments_of(hparams, options),
         corpus=world.corpus,
         contexts=world.contexts,
-        suite=misleading_suite(dataset, options.output / f"{name}_suite") if asks else None,
-        plot=None if options.stream == "misleading" else options.docs / f"{name}.svg",
+        suite=misleading_suite(dataset, options.output / f"{name}_suite") if misleading else None,
+        plot=None if misleading else options.docs / f"{name}.svg",
         trained={m: trained_for(m, hparams, options) for m in training},
     )
     whole = BenchOptions(
@@ -277,7 +276,7 @@ def main() -> int:
         orders=options.orders,
         checkpoints=options.checkpoints,
         seed=options.seed,
-        hold=options.hold and not asks,  # a file's few wordings are all asked
+        hold=options.hold and (not misleading or dataset.suite is not None),  # a file's few wordings are all asked
         asked=ASKED,
     )
     console, begun = Console(stderr=True), time.monotonic()

@@ -18,7 +18,7 @@ from difflib import SequenceMatcher
 from transformers import PreTrainedTokenizerBase
 
 from nse.errors import SuiteError
-from nse.evaluation.probes import Kind, KnownFact, Probe, asking_order, shuffled
+from nse.evaluation.probes import Kind, KnownFact, Probe, asking_order, foil_of, shuffled
 from nse.request import EditRequest
 from nse.tokens import join
 
@@ -144,8 +144,7 @@ def _distracted(request: EditRequest, world: World) -> Asked:
     stated = join(request.prompt, request.target_new) + ". "
     answers = dict(request.neighbours)
     for prompt in shuffled(answers, request.case_id):
-        foil = request.target_new if answers[prompt] != request.target_new else request.target_true
-        yield stated + prompt, answers[prompt], foil
+        yield stated + prompt, answers[prompt], foil_of(request, answers[prompt])
     for fact in sorted(world.others(request), key=lambda f: f.object != request.target_true):  # a stable sort
         yield stated + request.prompt_template.replace("{}", fact.subject), fact.object, request.target_new
 

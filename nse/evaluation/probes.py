@@ -74,6 +74,11 @@ def asking_order(templates: Sequence[str], subject: str) -> list[str]:
     return shuffled(templates, subject)
 
 
+def foil_of(request: EditRequest, expected: str) -> str | None:
+    """A correction's object that is not the expected answer: the new one, or the old one, if it is known."""
+    return request.target_new if expected != request.target_new else request.target_true
+
+
 def request_probes(
     request: EditRequest,
     *,
@@ -95,19 +100,14 @@ def request_probes(
     probes = [Probe("efficacy", request.case_id, request.prompt, new, old)]
     unseen = [t.replace("{}", request.subject) for t in templates if t != request.prompt_template]
     probes += [Probe("generalization", request.case_id, p, new, old) for p in (*request.paraphrase_prompts, *unseen)]
-    probes += [
-        Probe("specificity", request.case_id, p, answer, new if answer != new else old)
-        for p, answer in request.neighbours
-    ]
+    probes += [Probe("specificity", request.case_id, p, a, foil_of(request, a)) for p, a in request.neighbours]
     others = {f.subject: f for f in facts if f.key not in edited and f.subject.casefold() != request.subject.casefold()}
     same = shuffled((s for s, f in others.items() if f.object == old), request.subject)
     rest = shuffled((s for s, f in others.items() if f.object != old), request.subject)
     for subject in [*same, *rest][:neighbours]:
         expected = others[subject].object
-        foil = new if expected != new else old
-        probes.append(
-            Probe("specificity", request.case_id, request.prompt_template.replace("{}", subject), expected, foil)
-        )
+        prompt = request.prompt_template.replace("{}", subject)
+        probes.append(Probe("specificity", request.case_id, prompt, expected, foil_of(request, expected)))
     return probes
 
 
