@@ -31,6 +31,8 @@ class Hyperparameters:
             of its target but the last one, every one with a key and a z of its own (`nse.steps`). Such a z acts on no other
             text, so that `kl_factor` and `hold_factor` mean nothing.
         v_num_grad_steps: Most Adam steps for one z.
+        steps_as_published: Whether `v_num_grad_steps: N` makes N - 1 updates, as the published code does: its loop ends before the
+            last one.
         v_lr: Learning rate of those steps.
         v_weight_decay: Weight of |delta| / |h|^2 in the loss of z.
         clamp_norm_factor: |delta| is kept at or below this share of |h|.
@@ -67,6 +69,7 @@ class Hyperparameters:
     layers: tuple[int, ...]
     fact_token: str = "subject_last"
     v_num_grad_steps: int = 25
+    steps_as_published: bool = False
     v_lr: float = 0.1
     v_weight_decay: float = 0.5
     clamp_norm_factor: float = 0.75
@@ -100,7 +103,7 @@ class Hyperparameters:
         checks = {
             "layers": bool(self.layers) and list(self.layers) == sorted(set(self.layers)),
             "fact_token": self.fact_token in FACT_TOKENS,
-            "v_num_grad_steps": self.v_num_grad_steps >= 1,
+            "v_num_grad_steps": self.value_updates >= 1,
             "v_lr": self.v_lr > 0,
             "v_patience": self.v_patience >= 0,
             "clamp_norm_factor": self.clamp_norm_factor > 0,
@@ -130,6 +133,11 @@ class Hyperparameters:
         return self.layers[-1]
 
     @property
+    def value_updates(self) -> int:
+        """Most updates of one delta."""
+        return self.v_num_grad_steps - self.steps_as_published
+
+    @property
     def one_z_per_subject(self) -> bool:
         """Whether the corrections of one subject share a key, and so a z."""
         return self.joint_values and self.fact_token == "subject_last"
@@ -146,7 +154,6 @@ class Hyperparameters:
     def value_settings(self) -> dict[str, Any]:
         """The settings that z depends on: part of the key of the value cache."""
         names = (
-            "v_num_grad_steps",
             "v_lr",
             "v_weight_decay",
             "clamp_norm_factor",
@@ -158,7 +165,7 @@ class Hyperparameters:
         later: dict[str, Any] = {"v_patience": self.v_patience} if self.v_patience else {}
         if self.fact_token != "subject_last":
             later["fact_token"] = self.fact_token
-        return {"z_layer": self.z_layer} | {name: getattr(self, name) for name in names} | later
+        return {"z_layer": self.z_layer, "v_num_grad_steps": self.value_updates} | {name: getattr(self, name) for name in names} | later
 
 
 @dataclass(frozen=True, slots=True)
@@ -272,7 +279,11 @@ def _differences(data: Mapping[str, Any], settings: Hyperparameters, method: str
     theirs = str(data.get("alg_name", "AlphaEdit" if "nullspace_threshold" in data else "NSE"))
     if theirs.casefold() != method.removesuffix("_seq"):
         told.append(f"the file is of {theirs}: its settings are used, the method is the one that --method names")
-    told.append(f"v_num_grad_steps {settings.v_num_grad_steps}: that many steps of Adam here, one fewer there")
+    if not settings.steps_as_published:
+        told.append(
+            f"v_num_grad_steps {settings.v_num_grad_steps}: that many steps of Adam here, one fewer there "
+            "(steps_as_published: true makes one fewer)"
+        )
     if method == "nse":
         told += _differences_of_nse(data, settings)
     if "v_loss_layer" in data:

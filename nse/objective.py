@@ -105,9 +105,9 @@ def minimise(
 ) -> list[torch.Tensor]:
     """Optimises z = h + delta for several subjects at once, each with one delta, its own Adam state and its own end.
 
-    delta minimises the mean over a subject's corrections and contexts of -log p(target_new) per token, + kl_factor * KL at
-    "{subject} is a", + hold_factor * the mean KL at its held facts, + v_weight_decay * |delta| / |h|^2, projected to |delta| <=
-    clamp_norm_factor * |h| after each step; |h| is the mean over the corrections. A delta is done when its loss is below
+    delta minimises the mean over a subject's corrections and contexts of -log p(target_new) per token, + kl_factor *
+    KL(edited || base) at "{subject} is a", + hold_factor * the mean of the same at its held facts, + v_weight_decay *
+    |delta| / |h|^2, projected to |delta| <= clamp_norm_factor * |h| after each step; |h| is the mean over the corrections. A delta is done when its loss is below
     `v_loss_target`, or when its targets have been the most probable tokens for more than `v_patience` steps on end, if that is
     set. Only the layers above z's are run, and only the tokens from where it is written on: the others do not depend on
     delta. Gradients are summed over batches of texts of like length, so the memory that a step needs does not depend on how
@@ -123,7 +123,7 @@ def minimise(
         Per subject, z (members, d_model) float32 on the CPU.
 
     References:
-        arXiv 2410.04045, step 1; the objective is MEMIT's (arXiv 2210.07229, appendix A).
+        arXiv 2410.04045, step 1; the objective is ROME's equation 4 (arXiv 2202.05262), as in MEMIT (arXiv 2210.07229, appendix A).
 
     Deviation: corrections of one subject share delta, and known facts can be held; with one correction and none held, this is
         the published objective.
@@ -137,7 +137,7 @@ def minimise(
     optimizer = torch.optim.Adam([delta], lr=hp.v_lr)
     active = torch.ones(len(subjects), dtype=torch.bool, device=h.device)
     right = torch.zeros(len(subjects), device=h.device)  # steps on end for which all targets were the most probable
-    for _ in range(hp.v_num_grad_steps):
+    for _ in range(hp.value_updates):
         optimizer.zero_grad()
         penalty = hp.v_weight_decay * delta.norm(dim=1) / norm**2
         torch.autograd.backward(penalty.sum())
@@ -221,5 +221,5 @@ def _shares(rows: Rows, logits: torch.Tensor) -> torch.Tensor:
         shares = shares.index_add(0, wanted, surprise)
     if len(kept):
         logs = logits[kept].log_softmax(dim=-1)
-        shares = shares.index_add(0, kept, (rows.reference.exp() * (rows.reference - logs)).sum(dim=1))
+        shares = shares.index_add(0, kept, (logs.exp() * (logs - rows.reference)).sum(dim=1))
     return rows.weight * shares

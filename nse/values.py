@@ -56,7 +56,7 @@ def value_keys(
     members = [requests[i] for i in group.members]
     held = group.held if hyperparameters.fact_token == "subject_last" else ()
     common = {
-        "schema": 2,
+        "schema": 3,  # 2 had the divergence the other way round
         "base": editable.base_digest,
         "tokenizer": editable.tokenizer_digest,
         "group": [[r.subject, r.prompt_template, r.target_new, *([step_of(r)] if step_of(r) else [])] for r in members],

@@ -117,7 +117,7 @@ def compute_z(
             losses.append(-score / count)
         with output_shifted(block, kl_at, delta):
             logs = log_probabilities(model, kl_ids)[kl_at]
-        return torch.stack(losses).mean() + hp.kl_factor * (reference.exp() * (reference - logs)).sum()
+        return torch.stack(losses).mean() + hp.kl_factor * (logs.exp() * (logs - reference)).sum()
 
     return minimised(loss_of, h, hp)
 
@@ -173,7 +173,7 @@ def compute_z_as_published(
         losses = nll[:-1].sum(dim=1) / scored[:-1].sum(dim=1)
         kept = logs[-1, ends[-1]]
         reference.append(reference[0] if reference else kept.detach())
-        return losses.mean() + hp.kl_factor * (reference[0].exp() * (reference[0] - kept)).sum()
+        return losses.mean() + hp.kl_factor * (kept.exp() * (kept - reference[0])).sum()
 
     return minimised(loss_of, h, hp)
 
@@ -181,7 +181,7 @@ def compute_z_as_published(
 def minimised(loss_of: Callable[[torch.Tensor], torch.Tensor], h: torch.Tensor, hp: Hyperparameters) -> torch.Tensor:
     """h + the delta that Adam finds for `loss_of` with the weight decay of the paper, clamped after each step."""
     delta, first, second = torch.zeros_like(h), torch.zeros_like(h), torch.zeros_like(h)
-    for step in range(1, hp.v_num_grad_steps + 1):
+    for step in range(1, hp.value_updates + 1):
         delta = delta.detach().requires_grad_(True)
         loss = loss_of(delta) + hp.v_weight_decay * delta.norm() / h.norm() ** 2
         if float(loss.detach()) < hp.v_loss_target:
