@@ -274,3 +274,21 @@ def test_a_target_of_bytes_is_known_and_one_of_the_unknown_token_is_refused(othe
     others["unigram", "$A"].unk_token = UNKNOWN
     with pytest.raises(TokenError, match="holds characters the tokenizer does not know"):
         tokenize(others["unigram", "$A"], "It is", target="鬱")
+
+
+def test_a_fact_is_never_written_at_the_first_token_of_a_text(tokenizer, layout) -> None:
+    found = tokenize_template(tokenizer, "{} is", "x", target="far")
+    assert found.fact_token == 1
+    first = (
+        tokenizer.bos_token_id
+        if layout in ("bos", "both")
+        else tokenizer("\n", add_special_tokens=False)["input_ids"][0]
+    )
+    assert found.ids[0] == first
+    assert tokenizer.decode([found.ids[found.fact_token]]) == "x"
+    assert tokenizer.decode(list(found.target_ids)).strip() == "far"
+
+
+def test_a_subject_of_several_tokens_needs_no_line_break_in_front(tokenizer) -> None:
+    text = "Anna Berg lives in"
+    assert tokenize_template(tokenizer, "{} lives in", "Anna Berg").ids == tokenize(tokenizer, text).ids
