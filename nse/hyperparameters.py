@@ -31,8 +31,8 @@ class Hyperparameters:
             of its target but the last one, every one with a key and a z of its own (`nse.steps`). Such a z acts on no other
             text, so that `kl_factor` and `hold_factor` mean nothing.
         v_num_grad_steps: Most Adam steps for one z.
-        steps_as_published: Whether `v_num_grad_steps: N` makes N - 1 updates, as the published code does: its loop ends before the
-            last one.
+        steps_as_published: Whether `v_num_grad_steps: N` makes N - 1 updates, as the published code does: its loop ends before
+            the last one.
         v_lr: Learning rate of those steps.
         v_weight_decay: Weight of |delta| / |h|^2 in the loss of z.
         clamp_norm_factor: |delta| is kept at or below this share of |h|.
@@ -46,6 +46,8 @@ class Hyperparameters:
             shall change; 0 in the paper.
         context_spread_weight: Weight in the solve of how the key of each fact differs from context to context, where nothing
             shall change, so that the update acts alike in all; 0 in the paper, whose keys are means over contexts.
+        known_keys_weight: Weight in the solve of the key of each held fact of another subject, where nothing shall change; 0 in
+            the paper, which protects what C0 holds and no fact in particular.
         value_contexts: Contexts in which z is optimised: "all", as in the paper, or "first": those of the first group alone, a
             fraction of the work where that is the bare prompt. Keys are measured in all.
         joint_values: Whether the corrections of one subject get their z's together; no in the published code.
@@ -80,6 +82,7 @@ class Hyperparameters:
     previous_keys_weight: float = 1.0
     prompt_keys_weight: float = 0.0
     context_spread_weight: float = 0.0
+    known_keys_weight: float = 0.0
     value_contexts: str = "all"
     joint_values: bool = True
     hold_factor: float = 1.0
@@ -111,6 +114,7 @@ class Hyperparameters:
             "previous_keys_weight": self.previous_keys_weight >= 0,
             "prompt_keys_weight": self.prompt_keys_weight >= 0,
             "context_spread_weight": self.context_spread_weight >= 0,
+            "known_keys_weight": self.known_keys_weight >= 0,
             "value_contexts": self.value_contexts in ("all", "first"),
             "hold_factor": self.hold_factor >= 0,
             "subject_share": 0 <= self.subject_share <= (1 if self.fact_token == "subject_last" else 0),
@@ -165,7 +169,8 @@ class Hyperparameters:
         later: dict[str, Any] = {"v_patience": self.v_patience} if self.v_patience else {}
         if self.fact_token != "subject_last":
             later["fact_token"] = self.fact_token
-        return {"z_layer": self.z_layer, "v_num_grad_steps": self.value_updates} | {name: getattr(self, name) for name in names} | later
+        common = {"z_layer": self.z_layer, "v_num_grad_steps": self.value_updates}
+        return common | {name: getattr(self, name) for name in names} | later
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, replace
 import torch
 
 from nse.architecture import EditableModel
+from nse.contexts import BARE
 from nse.delta import Delta
 from nse.editors.base import CaseReport, EditContext, EditResult, Status
 from nse.factors import PastKeys
@@ -20,7 +21,7 @@ from nse.prompt_keys import around, prompt_keys
 from nse.request import EditRequest
 from nse.spectrum import Dominant, dominant
 from nse.steps import Step, facts_of_round
-from nse.subjects import HeldFact, fact_key, subject_key
+from nse.subjects import HeldFact, fact_key, of_other_subjects, subject_key
 from nse.writing import Columns, check_round, in_force, timed, values_of
 
 
@@ -261,7 +262,8 @@ class _Round:
     def _kept(self) -> dict[int, torch.Tensor]:
         """Keys where nothing shall change, as they are before the round, times the root of their weight.
 
-        Those of the other tokens of all prompts in play, and how the keys of the subjects differ between contexts.
+        Those of the other tokens of all prompts in play, how the keys of the subjects differ between contexts, and those of known
+        facts of other subjects, each in its own prompt.
         """
         hp, layers = self.hp, tuple(self.columns)
         found: dict[int, list[torch.Tensor]] = {layer: [] for layer in layers}
@@ -272,6 +274,11 @@ class _Round:
                     found[layer].append(keys * weight**0.5)
             if weight := hp.context_spread_weight:
                 for layer, keys in self._texts(facts).spread(layers=layers).items():
+                    found[layer].append(keys * weight**0.5)
+            known = of_other_subjects(self.context.held, (*self.facts, *self.context.earlier))
+            if known and (weight := hp.known_keys_weight):
+                texts = KeyTexts(self.editable, known, BARE, fact_token=hp.fact_token)
+                for layer, keys in texts.measure(key_layers=layers, hidden_layer=max(layers)).keys.items():
                     found[layer].append(keys * weight**0.5)
         return {layer: torch.cat(keys, dim=1) for layer, keys in found.items() if keys}
 

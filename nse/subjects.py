@@ -37,6 +37,12 @@ def companions(requests: Sequence[EditRequest], earlier: Iterable[EditRequest]) 
     return [r for key, r in latest.items() if key not in corrected]
 
 
+def of_other_subjects(held: Iterable[HeldFact], corrected: Iterable[EditRequest]) -> list[HeldFact]:
+    """The known facts whose subjects no correction is about."""
+    subjects = {subject_key(request) for request in corrected}
+    return [fact for fact in held if subject_key(fact) not in subjects]
+
+
 @dataclass(frozen=True, slots=True)
 class SubjectFacts:
     """What one z is computed for: places of its corrections in their list, and the known facts that it holds."""

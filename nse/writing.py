@@ -70,6 +70,7 @@ def as_published(context: EditContext) -> EditContext:
         joint_values=False,
         prompt_keys_weight=0.0,
         context_spread_weight=0.0,
+        known_keys_weight=0.0,
         subject_share=0.0,
         neuron_threshold=1.0,
         upper_bound=float("inf"),

@@ -37,6 +37,7 @@ class NSE:
     key is measured on the subject alone as well, as ROME's equation 3 has it (docs/method.md has the effect). Option: with
     `prompt_keys_weight` above 0 the solve is also told to change nothing at the other tokens of the facts' prompts. Option: with
     `context_spread_weight` above 0 it is told to act alike on the key of every context, not only on their mean. Option: with
+    `known_keys_weight` above 0 it is told to change nothing at the keys of known facts of other subjects. Option: with
     `fact_token: last` a fact is written at its prompt's last token and, token by token, where its target is said (`nse.steps`).
 
     References:

@@ -120,6 +120,7 @@ def test_numbers_of_the_other_kind_become_the_right_kind(tmp_path) -> None:
         ({"previous_keys_weight": -0.1}, "previous_keys_weight = -0.1 is out of range"),
         ({"prompt_keys_weight": -0.1}, "prompt_keys_weight = -0.1 is out of range"),
         ({"context_spread_weight": -0.1}, "context_spread_weight = -0.1 is out of range"),
+        ({"known_keys_weight": -0.1}, "known_keys_weight = -0.1 is out of range"),
         ({"neuron_threshold": 0}, "neuron_threshold = 0.0 is out of range"),
         ({"neuron_threshold": 1.01}, "neuron_threshold = 1.01 is out of range"),
         ({"max_passes": 0}, "max_passes = 0 is out of range"),

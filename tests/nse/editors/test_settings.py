@@ -13,6 +13,7 @@ from nse.keys import KeyTexts, measure
 from nse.patch import compose, patched
 from nse.rounds import limited
 from nse.spectrum import dominant, standing_directions
+from nse.subjects import HeldFact
 from nse.values import ValueStore, values_for
 from tests.nse.conftest import CONTEXTS, fact
 
@@ -102,6 +103,7 @@ def test_the_published_methods_do_without_what_nse_adds(editable, context) -> No
         context,
         prompt_keys_weight=5.0,
         context_spread_weight=5.0,
+        known_keys_weight=5.0,
         subject_share=0.5,
         neuron_threshold=0.5,
         joint_values=True,
@@ -251,6 +253,22 @@ def test_with_the_spread_in_its_way_an_update_acts_alike_in_every_context(precis
         return float((update @ spread).norm() / (update @ layer.keys.double().T).norm())
 
     assert unlike(10.0) < 0.3 * unlike(0.0)
+
+
+def test_what_is_known_of_other_subjects_is_out_of_an_updates_way(precise, context) -> None:
+    known = tuple(HeldFact(fact(i).subject, fact(i).prompt_template, "Rome") for i in (0, 2, 3, 4))
+
+    def moved(weight: float, held: HeldFact) -> float:
+        own = replace(of(context, layers=(1,), max_passes=1, known_keys_weight=weight), held=known)
+        layer = get_editor("nse").edit(precise, [fact(0), fact(1)], own).delta.layers[precise.parameter_name(1)]
+        seen = measure(precise, [held], (("{}",),), key_layers=(1,), hidden_layer=1).keys[1]
+        return float((layer.product().double() @ seen).norm())
+
+    for held in known[1:]:
+        assert moved(100.0, held) < 0.2 * moved(0.0, held)
+    assert moved(100.0, known[0]) > 0.5 * moved(
+        0.0, known[0]
+    )  # its subject is corrected: that is where the edit is written
 
 
 def test_at_the_last_token_each_fact_of_a_subject_has_a_key_and_a_z_of_its_own(precise, context) -> None:
