@@ -71,6 +71,10 @@ def stats(
     ] = None,
     hparams: Annotated[Path | None, typer.Option(help="Take the layers from here: a file, or a preset's name.")] = None,
     tokens: Annotated[int | None, typer.Option(help="Budget in tokens; default: 10 per neuron.", min=1)] = None,
+    seed: Annotated[int, typer.Option(help="Decides which passages of the corpus are read.")] = 0,
+    window: Annotated[
+        int, typer.Option(help="Tokens that are read at a time, at most the model's positions.", min=2)
+    ] = 512,
     dtype: Annotated[
         Dtype | None,
         typer.Option(help="Type in which the model computes; default: the workspace's, or float32 with --model."),
@@ -86,6 +90,7 @@ def stats(
     from flows.workspace import open_workspace
     from nse.command import collect
     from nse.hyperparameters import read_hyperparameters
+    from nse.statistics import Sample
 
     described = None
     if model is None or corpus is None or (layers is None and hparams is None):
@@ -102,7 +107,7 @@ def stats(
             corpus=corpus,
             layers=chosen,
             output=output,
-            tokens=tokens,
+            sample=Sample(tokens, window, seed),
             dtype=kind,
             architecture=described,
             progress=progress,
