@@ -130,6 +130,7 @@ def edit_stream(
         "hyper_parameters": {k: v for k, v in hparams.settings.to_dict().items() if v != float("inf")},
         "unused_keys": list(hparams.unused),
         "differences": list(hparams.differences),
+        "warnings": moments.warnings(),
         "contexts": contexts,
         "seed": options.seed,
         "digests": _digests(editable, files, weights, contexts),

@@ -52,6 +52,8 @@ def edit(
         return
     for told in report["differences"]:
         ERR.print(f"note: {told}", markup=False, soft_wrap=True)
+    for told in report["warnings"]:
+        ERR.print(f"warning: {told}", markup=False, soft_wrap=True)
     statuses = [case["status"] for case in report["requests"]]
     counts = ", ".join(f"{statuses.count(name)} {name}" for name in dict.fromkeys(statuses))
     say(f"{counts}; delta, values and report are in {output}")
@@ -122,14 +124,16 @@ def stats(
 
 
 def _show_convergence(found: dict[str, Any]) -> None:
-    """How far C0 still moved as the tokens grew: a row per comparison, a column per module."""
+    """How far C0 still moved as the tokens grew, a row per comparison, and what it holds; a column per module."""
     modules = found["modules"]
     rows = [
         (str(step["from"]), str(step["tokens"]), *(f"{step['change'][name]:.2%}" for name in modules))
         for step in found["convergence"]
     ]
     rank = ("", "effective rank", *(f"{found['effective_rank'][name]:.1f}" for name in modules))
-    table("change of C0 as the tokens double", ("from tokens", "to tokens", *modules), [*rows, rank])
+    weights = (found["fresh_weight"].get(name) for name in modules)
+    fresh = ("", "weight of fresh text", *("-" if weight is None else f"{weight:.2f}" for weight in weights))
+    table("change of C0 as the tokens double", ("from tokens", "to tokens", *modules), [*rows, rank, fresh])
 
 
 def _layers(text: str | None) -> tuple[int, ...]:

@@ -1,5 +1,6 @@
 """The estimate of second moments: what it is, how it converges, how it goes on after an interruption."""
 
+import math
 from pathlib import Path
 
 import pytest
@@ -33,34 +34,33 @@ def windows_of(editable, corpus: Path, size: int) -> list[list[int]]:
     return list(packed(editable.tokenizer, open_corpus(corpus).sample(characters=10**9, seed=0), size=size))
 
 
-def test_the_estimate_is_the_mean_of_outer_products_of_keys_none_longer_than_the_median(precise, corpus) -> None:
+def test_but_for_long_keys_the_estimate_is_the_mean_of_outer_products_of_all_keys(precise, corpus, monkeypatch) -> None:
+    monkeypatch.setattr("nse.statistics.LONGEST_KEY", math.inf)
     moments = collect_second_moments(precise, corpus, layers=(0, 2), sample=Sample(10**6, window=32))
-    windows = windows_of(precise, corpus, 32)
     for layer in (0, 2):
-        keys = keys_of(precise, windows, layer)
-        lengths = keys.norm(dim=1, keepdim=True)
-        # the median of the first batch, whose windows are the shortest ones
-        first = min(windows, key=len), *[w for w in windows if len(w) == 32]
-        first_batch = keys_of(precise, list(first)[: 1024 // 32], layer).norm(dim=1).median()
-        shortened = keys * (first_batch / lengths).clamp_max(1)
-        expected = (shortened.T @ shortened / len(keys)).float()
+        keys = keys_of(precise, windows_of(precise, corpus, 32), layer)
+        expected = (keys.T @ keys / len(keys)).float()
         torch.testing.assert_close(moments.of(precise.projection_name(layer)), expected, rtol=1e-5, atol=1e-7)
         assert moments.metadata["tokens"] == len(keys)
 
 
-def test_a_token_whose_key_is_a_thousand_times_as_long_counts_like_any_other(editable, corpus) -> None:
-    def loud(_module, inputs):
-        keys = inputs[0].clone()
-        keys[:, 0] *= 1000
-        return (keys,)
+def test_keys_that_stand_out_by_their_length_count_no_more_than_twice_the_median(editable, corpus) -> None:
+    """The first token of each window stands for an attention sink."""
 
-    name, sample = editable.projection_name(1), Sample(10**6, window=32)
-    quiet = collect_second_moments(editable, corpus, layers=(1,), sample=sample).of(name)
-    handle = editable.projection(1).register_forward_pre_hook(loud, prepend=True)
-    found = collect_second_moments(editable, corpus, layers=(1,), sample=sample)
-    handle.remove()
-    assert found.warnings() == []
-    assert (found.of(name) - quiet).norm() < 0.1 * quiet.norm()
+    def collected(factor: float) -> SecondMoments:
+        handle = editable.projection(1).register_forward_pre_hook(lambda _, x: (grown(x[0], factor),), prepend=True)
+        found = collect_second_moments(editable, corpus, layers=(1,), sample=Sample(10**6, window=32))
+        handle.remove()
+        return found
+
+    def grown(keys: torch.Tensor, factor: float) -> torch.Tensor:
+        return torch.cat([factor * keys[:, :1], keys[:, 1:]], dim=1)
+
+    name = editable.projection_name(1)
+    fifty, thousand, usual = (collected(factor) for factor in (50.0, 1000.0, 1.0))
+    torch.testing.assert_close(thousand.of(name), fifty.of(name))
+    assert thousand.of(name).trace() < 1.2 * usual.of(name).trace()
+    assert thousand.warnings() == usual.warnings() == []
 
 
 def test_provenance_names_model_tokenizer_and_corpus(editable, corpus) -> None:
