@@ -36,8 +36,10 @@ from nse.windows import packed
 
 __all__ = ["PartialFile", "Sample", "SecondMoments", "collect_second_moments", "read_second_moments"]
 
-TOKENS_PER_NEURON = 10
-"""Default budget, in tokens per neuron of the widest MLP."""
+TOKENS_PER_NEURON = 25
+"""Default budget, in tokens per neuron of the widest MLP. On SmolLM2-135M fresh text weighs 5.9, 2.2, 1.25 and 1.08 times as much
+as text that C0 has seen (`nse.spectrum.fresh_weight`) after 1.7, 3.3, 10 and 20 tokens a neuron, and edits keep more of what they
+should not touch with 25 or 50 than with 10 (docs/log.md). 10 are enough by arXiv 2506.04226."""
 WINDOW = 512
 """Default length of a window in tokens; no more than the model's positions."""
 CHARACTERS_PER_TOKEN = 16
@@ -48,8 +50,8 @@ LONGEST_KEY = 2.0
 """The length to which longer keys are shortened, in medians."""
 DOUBLINGS = 4
 """The estimate is compared with itself at a sixteenth, an eighth, a quarter and a half of the budget, and at the end."""
-ROWS = 2048
-"""Rows of a sum that are added to at a time: what a device computes is never a whole (d_mlp, d_mlp) matrix."""
+ROWS = 512
+"""Rows of a sum that are added to at a time: little of what lies below the diagonal is computed, and a device never holds all."""
 ESTIMATE = 2
 """Which estimate this is: part of every key. The first read a corpus from its beginning, and shortened no key."""
 PARTIAL_KEY = "nse.second_moment.partial"
@@ -123,7 +125,7 @@ class _Sums:
                 total.device
             )
 
-    def compare(self, *, last: bool = False) -> dict[str, float]:
+    def compare(self, *, last: bool = False) -> dict[str, float | None]:
         """Renews the estimates, and notes how far each moved: |C0_2n - C0_n| / |C0_2n|, Frobenius norms.
 
         Returns:
@@ -132,8 +134,9 @@ class _Sums:
         Raises:
             StatisticsError: If one is not finite.
         """
-        before, change, fresh = self.estimates, {}, {}
-        self.estimates = {}
+        before, self.estimates = self.estimates, {}
+        change: dict[str, float] = {}
+        fresh: dict[str, float | None] = {}
         for name, total in self.totals.items():
             upper = total.triu()
             whole = upper + upper.triu(1).T

@@ -4,6 +4,8 @@ from collections.abc import Iterable, Iterator
 
 from transformers import PreTrainedTokenizerBase
 
+from nse.errors import StatisticsError
+
 
 def packed(tokenizer: PreTrainedTokenizerBase, texts: Iterable[str], *, size: int) -> Iterator[list[int]]:
     """Token ids of the texts, one behind the other, in windows of `size`; only the last one may be shorter.
@@ -15,11 +17,16 @@ def packed(tokenizer: PreTrainedTokenizerBase, texts: Iterable[str], *, size: in
     Args:
         tokenizer: Encodes each text by itself.
         texts: What is read.
-        size: Tokens of a window; more than the special tokens in front of a text.
+        size: Tokens of a window.
+
+    Raises:
+        StatisticsError: If a window has no room beside the special tokens in front of a text.
     """
     window: list[int] = []
     for text in texts:
         front, rest = _tokens(tokenizer, text)
+        if size <= len(front):
+            raise StatisticsError(f"a window of {size} tokens has no room for text: give more, 512 as a rule")
         while rest:
             room = size - len(window) - len(front)
             if room > 0:

@@ -72,7 +72,7 @@ def stats(
         str | None, typer.Option(help="e.g. 1,2,3 or 3-8; default: those of the hyper-parameters.")
     ] = None,
     hparams: Annotated[Path | None, typer.Option(help="Take the layers from here: a file, or a preset's name.")] = None,
-    tokens: Annotated[int | None, typer.Option(help="Budget in tokens; default: 10 per neuron.", min=1)] = None,
+    tokens: Annotated[int | None, typer.Option(help="Budget in tokens; default: 25 per neuron.", min=1)] = None,
     seed: Annotated[int, typer.Option(help="Decides which passages of the corpus are read.")] = 0,
     window: Annotated[
         int, typer.Option(help="Tokens that are read at a time, at most the model's positions.", min=2)

@@ -4,6 +4,7 @@ from itertools import chain
 
 import pytest
 
+from nse.errors import StatisticsError
 from nse.windows import packed
 
 TEXTS = ["Anna lives in Oslo.", "Эмма Жук, 北京市", "so and " * 100, "x", "The home of Boris is Rome."]
@@ -34,6 +35,11 @@ def test_a_text_keeps_the_special_tokens_that_stand_in_front_of_it(editable) -> 
     (window,) = packed(editable.tokenizer, ["Oslo", "Rome"], size=96)
     front = front_of(editable.tokenizer)
     assert editable.tokenizer.decode(window) == ("<s>Oslo<s>Rome" if front else "Oslo\nRome\n")
+
+
+def test_a_window_without_room_for_text_is_refused(editable) -> None:
+    with pytest.raises(StatisticsError, match="no room for text"):
+        list(packed(editable.tokenizer, TEXTS, size=len(front_of(editable.tokenizer))))
 
 
 def test_without_texts_there_is_no_window(editable) -> None:
