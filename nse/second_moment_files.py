@@ -62,8 +62,8 @@ class SecondMoments:
         for name, moment in sorted(self.moments.items()):
             if len(moment) > FEW_DIRECTIONS**2 and (rank := effective_rank(moment)) < FEW_DIRECTIONS:
                 found.append(
-                    f"C0 of {name} holds {rank:.1f} directions of {len(moment)}, those of attention sinks, and lambda protects "
-                    "nothing else: make it again with `nse stats`, or choose other layers"
+                    f"C0 of {name} holds {rank:.1f} directions of {len(moment)}, as attention sinks make it, and lambda "
+                    "protects nothing else: make it again with `nse stats`, or choose other layers"
                 )
         return found
 

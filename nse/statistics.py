@@ -149,7 +149,8 @@ class _Sums:
                 seen = before.pop(name)
                 change[name] = _norm(now - seen) / _norm(now)
                 if last:
-                    fresh[name] = fresh_weight(seen, (whole - self.compared * seen) / (self.tokens - self.compared))
+                    after = whole - self.compared * seen.double()
+                    fresh[name] = fresh_weight(seen, after / (self.tokens - self.compared))
         if change:
             self.convergence.append({"from": self.compared, "tokens": self.tokens, "change": change})
         self.compared = self.tokens
@@ -175,8 +176,8 @@ def collect_second_moments(
 ) -> SecondMoments:
     """Estimates C0 of the base model over a sample of a corpus, in float64, with the base weights in force.
 
-    Beside the model it takes 12 bytes of memory x d_mlp^2 per layer. The metadata has the digests of model, tokenizer and corpus,
-    `key` (the digest of those, of the budget and of how texts are read), `convergence`: how far C0 still moved as the number
+    Beside the model it takes 12 bytes of memory x d_mlp^2 per layer, and 40 x d_mlp^2 once at the end. The metadata has the digests
+    of model, tokenizer and corpus, `key` (the digest of those, of the budget and of how texts are read), `convergence`: how far C0 still moved as the number
     of tokens doubled, and `fresh_weight`: how much the last half of the text exceeds what C0 had seen in the first.
 
     Args:
