@@ -176,9 +176,10 @@ def collect_second_moments(
 ) -> SecondMoments:
     """Estimates C0 of the base model over a sample of a corpus, in float64, with the base weights in force.
 
-    Beside the model it takes 12 bytes of memory x d_mlp^2 per layer, and 40 x d_mlp^2 once at the end. The metadata has the digests
-    of model, tokenizer and corpus, `key` (the digest of those, of the budget and of how texts are read), `convergence`: how far C0 still moved as the number
-    of tokens doubled, and `fresh_weight`: how much the last half of the text exceeds what C0 had seen in the first.
+    Beside the model it takes 12 bytes of memory x d_mlp^2 per layer, and 40 x d_mlp^2 once at the end. The metadata has the
+    digests of model, tokenizer and corpus, `key` (the digest of those, of the budget and of how texts are read), `convergence`:
+    how far C0 still moved as the number of tokens doubled, and `fresh_weight`: how much the last half of the text exceeds what
+    C0 had seen in the first.
 
     Args:
         editable: The model, in any type of weights.
