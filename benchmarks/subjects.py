@@ -26,7 +26,7 @@ from nse.evaluation.run import ask
 from nse.hyperparameters import Hyperparameters, read_hyperparameters
 from nse.patch import compose, patched
 from nse.request import EditRequest, read_requests
-from nse.statistics import collect_second_moments
+from nse.statistics import Sample, collect_second_moments
 from nse.subjects import HeldFact, fact_key
 
 COLUMNS = ("efficacy", "efficacy_generation", "generalization", "unedited", "others")
@@ -100,7 +100,9 @@ def main() -> None:
     options = parser.parse_args()
     editable, facts = load_model(options.model), read_requests(options.requests)
     settings: Hyperparameters = read_hyperparameters(options.hparams).settings
-    moments = collect_second_moments(editable, options.corpus, layers=settings.layers, tokens=options.tokens)
+    moments = collect_second_moments(
+        editable, options.corpus, layers=settings.layers, sample=Sample(tokens=options.tokens)
+    )
     contexts = read_contexts(options.contexts) if options.contexts else sample_contexts(editable, seed=options.seed)
     stream = stream_of(facts, full=options.full, part=options.part, seed=options.seed)
     known = [HeldFact(r.subject, r.prompt_template, r.target_true or "", r.relation) for r in facts]

@@ -23,7 +23,7 @@ from nse.fingerprint import file_digest, json_digest
 from nse.patch import compose, patched, version_digest
 from nse.presets import preset_or_file
 from nse.request import read_requests
-from nse.statistics import PartialFile, SecondMoments, collect_second_moments, read_second_moments
+from nse.statistics import PartialFile, Sample, SecondMoments, collect_second_moments, read_second_moments
 from nse.subjects import HeldFact, fact_key
 
 
@@ -130,6 +130,7 @@ def edit_stream(
         "hyper_parameters": {k: v for k, v in hparams.settings.to_dict().items() if v != float("inf")},
         "unused_keys": list(hparams.unused),
         "differences": list(hparams.differences),
+        "warnings": moments.warnings(),
         "contexts": contexts,
         "seed": options.seed,
         "digests": _digests(editable, files, weights, contexts),
@@ -149,7 +150,7 @@ def collect(
     corpus: Path,
     layers: Sequence[int],
     output: Path,
-    tokens: int | None = None,
+    sample: Sample | None = None,
     dtype: torch.dtype = torch.float32,
     architecture: Architecture | None = None,
     progress: Progress = silent,
@@ -164,7 +165,7 @@ def collect(
     begun = time.perf_counter()
     editable = load_model(model, dtype=dtype, architecture=architecture)
     partial = PartialFile(output.with_name(f"{output.name}.partial"))
-    moments = collect_second_moments(editable, corpus, layers=layers, tokens=tokens, partial=partial, progress=progress)
+    moments = collect_second_moments(editable, corpus, layers=layers, sample=sample, partial=partial, progress=progress)
     moments.save(output)
     partial.path.unlink(missing_ok=True)
     told = {"modules": sorted(moments.moments), "warnings": moments.warnings(), "seconds": time.perf_counter() - begun}

@@ -1,9 +1,11 @@
-"""A corpus: texts streamed from a file, a folder of files or a dataset on disk, and the digest of where they come from.
+"""A corpus: texts streamed from a file, a folder of files or a dataset on disk, a sample of them, and the digest of all.
 
 It knows no tokens; `nse.statistics` reads it.
 """
 
 import gzip
+import hashlib
+import heapq
 import importlib
 import json
 import zlib
@@ -18,6 +20,8 @@ from nse.fingerprint import file_digest, json_digest
 
 PIECE = 1 << 20
 """Most bytes of a line that are one text: a line as long as a book is read in pieces that end between words."""
+PASSAGE = 2000
+"""Most characters that are drawn together: a book that stands on one line is no more likely to be in a sample than a sentence."""
 FIELD = "text"
 _BETWEEN = frozenset(", \t\r\n")
 
@@ -55,6 +59,32 @@ class Corpus:
         found = _rows(self.path) if self.dataset else (text for file in self.files for text in _texts_of(file))
         return (text for text in found if text.strip())
 
+    def sample(self, *, characters: int, seed: int) -> list[str]:
+        """Passages from all over the corpus, in random order: as many as have `characters` together, or all that there are.
+
+        Every passage has a number, its place in the corpus, and a rank, the digest of that number and the seed. Those of
+        lowest rank are kept while the texts stream by, so that memory depends on the sample and not on the corpus, one
+        reading is enough, and an archive or a dataset needs no index. A larger sample begins with every smaller one.
+
+        Args:
+            characters: How many are wanted.
+            seed: Decides which passages are drawn and how they are ordered.
+
+        Raises:
+            StatisticsError: As `texts`.
+        """
+        kept: list[tuple[int, str]] = []  # a heap with the highest rank on top: ranks are negative
+        held = 0
+        for number, passage in enumerate(passage for text in self.texts() for passage in _passages(text)):
+            rank = -int.from_bytes(hashlib.sha256(f"{seed} {number}".encode()).digest()[:8])
+            if held >= characters and rank < kept[0][0]:
+                continue
+            heapq.heappush(kept, (rank, passage))
+            held += len(passage)
+            while held - len(kept[0][1]) >= characters:
+                held -= len(heapq.heappop(kept)[1])
+        return [passage for _, passage in sorted(kept, key=lambda drawn: -drawn[0])]
+
 
 def open_corpus(path: Path) -> Corpus:
     """Finds the files of a corpus; reads none of them.
@@ -78,6 +108,18 @@ def open_corpus(path: Path) -> Corpus:
     if not shown:
         raise StatisticsError(f"corpus {path} holds no file: give a folder of UTF-8 texts")
     return Corpus(path, tuple(shown))
+
+
+def _passages(text: str) -> Iterator[str]:
+    """A text in pieces of at most `PASSAGE` characters, cut between words where it has any."""
+    start = 0
+    while start < len(text):
+        end = start + PASSAGE
+        if end < len(text):
+            end = text.rfind(" ", start + 1, end) + 1 or end
+        if piece := text[start:end].strip():
+            yield piece
+        start = end
 
 
 def _rows(path: Path) -> Iterator[str]:

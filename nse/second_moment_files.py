@@ -15,11 +15,18 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from nse.errors import StatisticsError
+from nse.spectrum import effective_rank
 
 SCHEMA = 1
 METADATA_KEY = "nse.second_moment"
 PUBLISHED_NAME = re.compile(r"(?P<module>.+)_b?float\d+_[a-z0-9_-]*mom2.*")
 """Names like `transformer.h.13.mlp.c_proj_float32_mom2_100000.npz`: module, precision, statistics, number of texts."""
+
+
+FEW_DIRECTIONS = 5.0
+"""Effective rank below which a second moment is of few tokens that stand out, and not of the text."""
+FRESH = 2.0
+"""Weight of fresh text (`nse.spectrum.fresh_weight`) above which more tokens make better edits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,13 +48,24 @@ class SecondMoments:
         return self.moments[module]
 
     def warnings(self) -> list[str]:
-        """What is wrong with them short of an error: fewer tokens than a matrix of full rank takes."""
+        """What is wrong with them short of an error: too few tokens, or a few directions that are all that they hold."""
         tokens, width = self.metadata.get("tokens"), max((m.shape[0] for m in self.moments.values()), default=0)
-        if not isinstance(tokens, int) or tokens >= width:
-            return []
-        return [
-            f"C0 is singular ({tokens} tokens for {width} neurons) and no solve will work: give more text or tokens"
-        ]
+        if isinstance(tokens, int) and tokens < width:
+            return [
+                f"C0 is singular ({tokens} tokens for {width} neurons) and no solve will work: give more text or tokens"
+            ]
+        found = []
+        for name, weight in sorted(self.metadata.get("fresh_weight", {}).items()):
+            if weight is None or weight > FRESH:
+                much = "beyond all bounds" if weight is None else f"{weight:.1f} times as heavy"
+                found.append(f"C0 of {name} rests on too little text: other text is {much}: give more tokens")
+        for name, moment in sorted(self.moments.items()):
+            if len(moment) > FEW_DIRECTIONS**2 and (rank := effective_rank(moment)) < FEW_DIRECTIONS:
+                found.append(
+                    f"C0 of {name} holds {rank:.1f} directions of {len(moment)}, as attention sinks make it, and lambda "
+                    "protects nothing else: make it again with `nse stats`, or choose other layers"
+                )
+        return found
 
     def save(self, path: Path) -> None:
         """Writes one float32 tensor per module, with the metadata as canonical JSON; a reader never sees half a file."""

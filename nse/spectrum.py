@@ -78,3 +78,28 @@ def standing_directions(second_moment: torch.Tensor, *, threshold: float, free_s
         )
     standing: torch.Tensor = vectors[:, free:].contiguous()
     return standing
+
+
+def effective_rank(moment: torch.Tensor) -> float:
+    """How many directions carry a second moment (d, d): tr(C)^2 / |C|^2, between 1 and d."""
+    norm = torch.linalg.vector_norm(moment, dtype=torch.float64)
+    return float(moment.diagonal().double().sum() ** 2 / norm**2)
+
+
+def fresh_weight(seen: torch.Tensor, fresh: torch.Tensor) -> float | None:
+    """How much the keys of fresh text exceed those that a second moment was made of: mean k^T C^-1 k over fresh text, over d.
+
+    Over the text that C was made of that mean is d, whatever the text. A solve takes lambda C for what an update may not
+    disturb, so that text which C has not seen is protected as if lambda were divided by this.
+
+    Args:
+        seen: C (d, d).
+        fresh: Second moment (d, d) float64 of other text.
+
+    Returns:
+        None if C is singular.
+    """
+    lower, failed = torch.linalg.cholesky_ex(seen.double())
+    if int(failed):
+        return None
+    return float((torch.cholesky_inverse(lower) * fresh).sum() / len(seen))

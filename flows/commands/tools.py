@@ -52,6 +52,8 @@ def edit(
         return
     for told in report["differences"]:
         ERR.print(f"note: {told}", markup=False, soft_wrap=True)
+    for told in report["warnings"]:
+        ERR.print(f"warning: {told}", markup=False, soft_wrap=True)
     statuses = [case["status"] for case in report["requests"]]
     counts = ", ".join(f"{statuses.count(name)} {name}" for name in dict.fromkeys(statuses))
     say(f"{counts}; delta, values and report are in {output}")
@@ -70,7 +72,11 @@ def stats(
         str | None, typer.Option(help="e.g. 1,2,3 or 3-8; default: those of the hyper-parameters.")
     ] = None,
     hparams: Annotated[Path | None, typer.Option(help="Take the layers from here: a file, or a preset's name.")] = None,
-    tokens: Annotated[int | None, typer.Option(help="Budget in tokens; default: 10 per neuron.", min=1)] = None,
+    tokens: Annotated[int | None, typer.Option(help="Budget in tokens; default: 25 per neuron.", min=1)] = None,
+    seed: Annotated[int, typer.Option(help="Decides which passages of the corpus are read.")] = 0,
+    window: Annotated[
+        int, typer.Option(help="Tokens that are read at a time, at most the model's positions.", min=2)
+    ] = 512,
     dtype: Annotated[
         Dtype | None,
         typer.Option(help="Type in which the model computes; default: the workspace's, or float32 with --model."),
@@ -86,6 +92,7 @@ def stats(
     from flows.workspace import open_workspace
     from nse.command import collect
     from nse.hyperparameters import read_hyperparameters
+    from nse.statistics import Sample
 
     described = None
     if model is None or corpus is None or (layers is None and hparams is None):
@@ -102,7 +109,7 @@ def stats(
             corpus=corpus,
             layers=chosen,
             output=output,
-            tokens=tokens,
+            sample=Sample(tokens, window, seed),
             dtype=kind,
             architecture=described,
             progress=progress,
@@ -117,14 +124,16 @@ def stats(
 
 
 def _show_convergence(found: dict[str, Any]) -> None:
-    """How far C0 still moved as the tokens grew: a row per comparison, a column per module."""
+    """How far C0 still moved as the tokens grew, a row per comparison, and what it holds; a column per module."""
     modules = found["modules"]
     rows = [
         (str(step["from"]), str(step["tokens"]), *(f"{step['change'][name]:.2%}" for name in modules))
         for step in found["convergence"]
     ]
     rank = ("", "effective rank", *(f"{found['effective_rank'][name]:.1f}" for name in modules))
-    table("change of C0 as the tokens double", ("from tokens", "to tokens", *modules), [*rows, rank])
+    weights = (found["fresh_weight"].get(name) for name in modules)
+    fresh = ("", "weight of fresh text", *("-" if weight is None else f"{weight:.2f}" for weight in weights))
+    table("change of C0 as the tokens double", ("from tokens", "to tokens", *modules), [*rows, rank, fresh])
 
 
 def _layers(text: str | None) -> tuple[int, ...]:

@@ -18,7 +18,7 @@ from nse.errors import HyperparameterError, RequestError, StatisticsError, Train
 from nse.evaluation.suites import read_suite
 from nse.fingerprint import json_digest
 from nse.hyperparameters import HyperparameterFile
-from nse.statistics import collect_second_moments, read_second_moments
+from nse.statistics import ESTIMATE, collect_second_moments, read_second_moments
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,7 +198,7 @@ def _moments(
         return files.second_moment
     if files.corpus is None:
         raise StatisticsError("there is neither text nor second moments: give --corpus or --second-moment")
-    made_of = [editable.base_digest, editable.tokenizer_digest, open_corpus(files.corpus).digest(), layers]
+    made_of = [editable.base_digest, editable.tokenizer_digest, open_corpus(files.corpus).digest(), layers, ESTIMATE]
     path = files.parts / f"moments-{json_digest(made_of)[:16]}.safetensors"
     if not path.is_file():
         collect_second_moments(editable, files.corpus, layers=layers, progress=progress).save(path)

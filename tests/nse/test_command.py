@@ -15,7 +15,7 @@ from nse.editors.nse import NSE
 from nse.errors import ArchitectureError, HyperparameterError, NseError, RequestError, StatisticsError
 from nse.hyperparameters import read_hyperparameters
 from nse.patch import compose, version_digest
-from nse.statistics import read_second_moments
+from nse.statistics import Sample, read_second_moments
 from nse.values import values_for
 from tests.nse.conftest import CONTEXTS, fact
 
@@ -191,7 +191,7 @@ def test_second_moments_are_written_by_contract(files, folder) -> None:
 
 
 def test_collecting_tells_what_it_did(folder, corpus, tmp_path) -> None:
-    told = collect(model=folder, corpus=corpus, layers=(2,), output=tmp_path / "c", tokens=200)
+    told = collect(model=folder, corpus=corpus, layers=(2,), output=tmp_path / "c", sample=Sample(200))
     assert told["tokens"] >= told["budget"] == 200
     assert told["modules"] == sorted(read_second_moments(tmp_path / "c").moments)
     assert told["seconds"] > 0

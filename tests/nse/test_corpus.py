@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from nse.corpus import PIECE, open_corpus
+from nse.corpus import PASSAGE, PIECE, open_corpus
 from nse.errors import StatisticsError
 from nse.fingerprint import file_digest
 
@@ -153,3 +153,49 @@ class TestDatasets:
         monkeypatch.setitem(sys.modules, "datasets", None)
         with pytest.raises(StatisticsError, match="the `datasets` library is missing: install it"):
             list(open_corpus(tmp_path / "d").texts())
+
+
+class TestSamples:
+    """Passages drawn from all over a corpus."""
+
+    @pytest.fixture
+    def corpus(self, tmp_path) -> Path:
+        """A thousand texts in subjects of a hundred each, in a folder of files of several formats."""
+        lines = [f"subject {i // 100} sentence {i}" for i in range(1000)]
+        write(tmp_path / "c" / "a.txt", "\n".join(lines[:300]))
+        write(tmp_path / "c" / "b.jsonl.gz", "\n".join(json.dumps({"text": line}) for line in lines[300:700]))
+        write(tmp_path / "c" / "c.json", json.dumps(lines[700:]))
+        return tmp_path / "c"
+
+    def test_a_sample_comes_from_the_whole_corpus_in_random_order(self, corpus) -> None:
+        drawn = open_corpus(corpus).sample(characters=5000, seed=0)
+        assert 5000 <= sum(map(len, drawn)) < 5000 + len("subject 9 sentence 999")
+        subjects = [text.split()[1] for text in drawn]
+        assert set(subjects) == set("0123456789")
+        assert max(map(subjects.count, subjects)) < len(drawn) / 4
+        assert drawn != sorted(drawn, key=lambda text: int(text.split()[-1]))
+
+    def test_the_seed_alone_decides_and_a_larger_sample_begins_with_a_smaller_one(self, corpus) -> None:
+        source = open_corpus(corpus)
+        small, again, large, other = (
+            source.sample(characters=n, seed=s) for n, s in ((2000, 0), (2000, 0), (6000, 0), (2000, 1))
+        )
+        assert small == again == large[: len(small)]
+        assert small != other
+
+    def test_a_corpus_smaller_than_the_sample_is_drawn_whole_and_once(self, corpus) -> None:
+        source = open_corpus(corpus)
+        assert sorted(source.sample(characters=10**9, seed=0)) == sorted(source.texts())
+
+    def test_a_book_on_one_line_is_drawn_by_the_passage(self, tmp_path) -> None:
+        book = " ".join(f"word{i}" for i in range(20_000))
+        source = open_corpus(write(tmp_path / "c.txt", "short\n" * 20 + book))
+        drawn = source.sample(characters=10 * PASSAGE, seed=0)
+        assert all(len(text) <= PASSAGE and text == text.strip() for text in drawn)
+        assert sum(map(len, drawn)) < 11 * PASSAGE
+        whole = source.sample(characters=10**9, seed=0)
+        assert {word for text in whole for word in text.split()} == {"short", *book.split()}
+
+    def test_a_text_without_spaces_is_cut_all_the_same(self, tmp_path) -> None:
+        drawn = open_corpus(write(tmp_path / "c.txt", "北" * (2 * PASSAGE + 5))).sample(characters=10**9, seed=0)
+        assert sorted(map(len, drawn)) == [5, PASSAGE, PASSAGE]

@@ -159,3 +159,26 @@ def test_saving_leaves_nothing_else_behind_and_a_failure_leaves_the_old_file(tmp
         SecondMoments({"m": torch.eye(3)}, {"n": {1, 2}}).save(tmp_path / "c")
     assert [p.name for p in tmp_path.iterdir()] == ["c"]
     assert read_second_moments(tmp_path / "c").of("m").shape == (2, 2)
+
+
+def test_a_second_moment_of_few_directions_is_a_warning_whoever_made_it(tmp_path) -> None:
+    sink = torch.zeros(64, 64)
+    sink[3, 3] = 1e4
+    np.savez(tmp_path / "a.0_float32_mom2_9.npz", **{"mom2.mom2": (torch.eye(64) + sink).numpy(), "mom2.count": 900})
+    (told,) = read_second_moments(tmp_path).warnings()
+    assert told.startswith("C0 of a.0 holds 1.0 directions of 64")
+    assert SecondMoments({"m": torch.eye(64)}, {}).warnings() == []
+
+
+@pytest.mark.parametrize(("weight", "told"), [(1.9, []), (2.5, ["2.5 times"]), (None, ["beyond all bounds"])])
+def test_text_that_would_weigh_much_more_than_what_was_read_is_a_warning(weight, told) -> None:
+    found = SecondMoments({"m": torch.eye(64)}, {"tokens": 100, "fresh_weight": {"m": weight}}).warnings()
+    assert [word in text for word, text in zip(told, found, strict=True)] == [True] * len(told)
+
+
+def test_a_file_of_the_first_estimate_is_read_as_it_is(tmp_path) -> None:
+    head = {"schema": 1, "tokens": 640, "budget": 640, "key": "0", "convergence": [], "effective_rank": {"m": 1.0}}
+    save_file({"m": torch.eye(64)}, tmp_path / "c", {METADATA_KEY: json.dumps(head)})
+    found = read_second_moments(tmp_path / "c")
+    assert found.metadata == {name: value for name, value in head.items() if name != "schema"}
+    assert found.warnings() == []
