@@ -67,11 +67,15 @@ def run_night(
 
 
 def due(state: ModelState, every: int) -> bool:
-    """Whether so many rounds of edits have been applied since the last consolidation, or since the base; never if `every` is 0."""
+    """Whether so many rounds of edits have been applied since the last consolidation, or since the base; never if `every` is 0.
+
+    One round alone on the base is no stream yet: there is nothing to consolidate.
+    """
     rounds = 0
     for _, made in state.applied():
         rounds = 0 if made.kind == "consolidate" else rounds + (made.kind == "edit")
-    return bool(every) and rounds >= every and bool(state.in_force(state.active(state.head)))
+    active = state.active(state.head)
+    return bool(every and rounds >= every and state.in_force(active) and _written_alone(state, active) is None)
 
 
 def foresee(session: Session) -> Dependencies:

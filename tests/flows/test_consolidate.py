@@ -1,16 +1,22 @@
 """Consolidation: one delta in place of all, the same one whatever way the corrections came."""
 
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from flows.apply import apply
+from flows.audit import audit
 from flows.consolidate import plan_consolidation
+from flows.decide import decide
 from flows.session import Session
 from flows.workspace import Workspace
-from ledger.records import Changeset
+from ledger.erasing import revealing
+from ledger.errors import DecisionRefused
+from ledger.records import Changeset, Erasure
+from nse.architecture import load_model
 from tests.flows.rounds import (
     CAPITAL,
     FIRST,
@@ -86,36 +92,33 @@ def test_three_histories_of_the_same_corrections_come_to_the_same_weights(
 
 
 def test_one_delta_stands_for_all_and_the_ledger_says_so(spaces: Spaces, nse: Nse) -> None:
-    before = active(spaces.all_three)
-    made = nse("consolidate", "--by", "Pia", "--json").json
-    changeset = made["changeset"]
-    assert (changeset["kind"], changeset["mode"], changeset["reverted"]) == ("consolidate", None, [])
-    assert changeset["reason"] == "consolidation of 6 corrections"
-    assert [(one["sha256"], one["changeset"]) for one in made["stands_for"]] == [
-        (sha256, number) for number, (sha256, _) in enumerate(before, 1)
-    ]
-    assert [change["removed"] for change in changeset["changes"]] == [True, True, True, False]
-    new = changeset["changes"][-1]["sha256"]
-    assert {result["delta"] for result in changeset["results"]} == {new}
-    superseded = identity(spaces.all_three, "Alba", "Paris")
-    assert superseded not in {result["correction_id"] for result in changeset["results"]}
-    asked = {case["kind"] for case in changeset["cases"]}
-    assert {"efficacy", "retention", "untouched"} <= asked
-    assert {gate["name"] for gate in changeset["gates"]} == {"efficacy", "delta_norm", "retention"}
-    assert nse("approve", "4", "--by", "Sue", "--reason", "checked").code == 0  # whose force changes nobody's work
-    assert nse("apply", "4", "--by", "Sue").code == 0
-    assert active(spaces.all_three) == [(new, 0)]
-    assert nse("verify").code == 0
-    assert "consolidate of 6 corrections" in nse("log", "--last", "9").out
+    space = spaces.all_three
+    before, made = active(space), consolidated(space)
+    assert (made.kind, made.mode, made.reverted) == ("consolidate", None, ())
+    assert made.reason == "consolidation of 6 corrections"
+    assert [change.removed for change in made.changes] == [True, True, True, False]
+    new = made.changes[-1].sha256
+    assert {result.delta for result in made.results} == {new}
+    assert identity(space, "Alba", "Paris") not in made.correction_ids  # it is superseded
+    assert {"efficacy", "retention", "untouched"} <= {case.kind for case in made.cases}
+    assert {gate.name for gate in made.gates} == {"efficacy", "delta_norm", "retention"}
+    decide(space, made.id, "approve", reviewer="Sue", reason="checked")  # who filed some: their force is what it was
+    apply(Session(space), made.id, by="Sue")
+    assert active(space) == [(new, 0)]
+    assert audit(Session(space)) == []
+    shown = nse("show", "4", "--json").json
+    stands_for = [(one["sha256"], one["changeset"]) for one in shown["stands_for"]]
+    assert stands_for == [(sha256, number) for number, (sha256, _) in enumerate(before, 1)]
     assert "stands for 3 deltas" in nse("show", "4").out
     assert "one delta that stands for 3" in nse("show", "4", "--markdown").out
+    assert "consolidate of 6 corrections, gates passed" in nse("log").out
     blamed = nse("blame", "Borea", "--json").json
     assert [(story["status"], story["changeset"]) for story in blamed] == [("active", 1), ("active", 3)]
     assert nse("blame", "Alba", "--json").json[0]["status"] == "superseded"
     found = nse("diff", "v3", "v4", "--json").json
     assert (found["came_in_force"], found["went_out_of_force"]) == ([], [])
     assert (len(found["deltas_added"]), len(found["deltas_removed"])) == (1, 3)
-    assert nse("touched", "0", "--json").code == 0
+    assert len(nse("touched", "0", "--json").json) == 6  # each has columns of its own
 
 
 def test_nothing_is_left_to_consolidate_after_it_nor_where_nothing_is_in_force(spaces: Spaces, nse: Nse) -> None:
@@ -213,14 +216,16 @@ def test_what_was_superseded_comes_back_in_a_round_of_its_own_where_nothing_else
     assert take(space, planned(space, identity(space, "Alba", "Berne"), "replay")) == head(never)
 
 
-def test_what_was_erased_does_not_come_back_with_the_earlier_deltas(spaces: Spaces, nse: Nse) -> None:
+def test_what_was_erased_does_not_come_back_with_the_earlier_deltas(spaces: Spaces) -> None:
     space = spaces.all_three
     take(space, consolidated(space))
-    erased = nse("erase", identity(space, "Alba", "Paris"), "--by", "Ann", "--reason", "asked for")
-    assert erased.code == 0
+    old = identity(space, "Alba", "Paris")
+    with space.ledger().begin() as work:
+        assert not any(one.in_use for one in revealing(work, work.correction(old)))  # the consolidation holds no column of it
+        work.erase(Erasure(ref=old, reason="asked for", erased_by="Ann", erased_at=space.now()))
     take(space, planned(space, "#4"))
     assert len(in_force(space)) == 6
-    assert nse("verify").code == 0
+    assert audit(Session(space)) == []
 
 
 def test_a_correction_that_cannot_be_written_in_one_shot_is_told_and_goes_out_of_force(
@@ -238,8 +243,8 @@ def test_a_correction_that_cannot_be_written_in_one_shot_is_told_and_goes_out_of
     assert out in asked
     with space.ledger().read() as work:
         lost = work.correction(out)
-    refused = nse("approve", made.number, "--by", lost.submitter, "--reason", "fine")
-    assert (refused.code, "filed one of its corrections" in refused.error) == (1, True)
+    with pytest.raises(DecisionRefused, match=f"{lost.submitter} filed one of its corrections"):
+        decide(space, made.id, "approve", reviewer=lost.submitter, reason="fine")
     take(space, made)
     told = {s["correction"]["id"]: s["status"] for s in nse("blame", lost.subject, "--json").json}
     assert told[out] == "skipped"
@@ -251,31 +256,43 @@ def test_a_correction_that_cannot_be_written_in_one_shot_is_told_and_goes_out_of
 def test_a_consolidated_version_is_asked_and_exported(spaces: Spaces, nse: Nse, tmp_path: Path) -> None:
     space = spaces.all_three
     take(space, consolidated(space))
-    told = nse("ask", "The capital of Alba is", "--json")
-    assert (told.code, told.json["at"]["position"]) == (0, 4)
-    for past in ("v3", "base"):
-        assert nse("ask", "The capital of Alba is", "--at", past).code == 0
-    assert nse("export", "merged", tmp_path / "merged").code == 0
-    assert nse("export", "lora", tmp_path / "lora").code == 0
+    for at, position in (("head", 4), ("v3", 3), ("base", 0)):
+        told = nse("ask", "The capital of Alba is", "--at", at, "--json")
+        assert (told.code, told.json["version"]["position"]) == (0, position)
+    merged = nse("export", "merged", tmp_path / "merged", "--json")
+    assert (merged.code, load_model(tmp_path / "merged").base_digest) == (0, head(space))
+    adapter = nse("export", "lora", tmp_path / "adapter", "--json")
+    assert adapter.json["largest_logit_difference"] < 1e-4
+    assert [delta["sha256"] for delta in adapter.json["deltas"]] == [active(space)[0][0]]
 
 
-def policy(space: Workspace, every: int) -> None:
-    params = space.root / "params.yaml"
-    params.write_text(params.read_text() + f"\nround: {{consolidate_every: {every}}}\n")
+def test_after_so_many_rounds_a_night_proposes_it_once_and_goes_on(
+    edited: Workspace, corrections: Callable[..., Path], nse: Nse
+) -> None:
+    params = edited.root / "params.yaml"
+    params.write_text(params.read_text().replace("consolidate_every: 0", "consolidate_every: 2"))
 
+    def night(number: int, *rows: tuple[str, str, str], taken: bool = True) -> str:
+        if rows:
+            assert nse("ingest", corrections(*rows, name=f"{number}.csv")).code == 0
+        ran = nse("plan", "--by", "Pia", "--json")
+        assert ran.code == 0, ran.error
+        kind: str = ran.json["changeset"]["kind"]
+        if taken:
+            nse("approve", number, "--by", "Rex", "--reason", "checked")
+            assert nse("apply", number, "--by", "Rex").code == 0
+        return kind
 
-def test_after_so_many_rounds_a_night_consolidates_once_and_goes_on(spaces: Spaces, nse: Nse) -> None:
-    space = spaces.all_three
-    params = space.root / "params.yaml"
-    params.write_text(params.read_text().replace("bisection_solves: 12", "bisection_solves: 12\n  consolidate_every: 3"))
-    rows = space.root / "rows.csv"
-    rows.write_text("subject,relation,prompt_template,target_new,source,submitter,reason\n"
-                    f"Fara,capital,{CAPITAL},Paris,gazette,Sue,moved\n")
-    assert nse("ingest", rows).code == 0
-    first = nse("plan", "--by", "Pia", "--json").json
-    assert first["changeset"]["kind"] == "consolidate"
-    second = nse("plan", "--by", "Pia", "--json").json  # it waits: the night goes on
-    assert second["changeset"]["kind"] == "edit"
-    assert nse("approve", "4", "--by", "Rex", "--reason", "checked").code == 0
-    assert nse("apply", "4", "--by", "Rex").code == 0
-    assert nse("plan", "--by", "Pia", "--json").json["changeset"]["kind"] == "edit"
+    assert night(2, ("Cyra", "Accra", "Lima")) == "edit"
+    assert night(3, ("Dorn", "Berne", "Cairo"), taken=False) == "consolidate"
+    assert night(4) == "edit"  # nobody has decided: the nights go on, and it is stale then
+    assert night(5, taken=False) == "consolidate"
+    assert nse("reject", "5", "--by", "Rex", "--reason", "not now").code == 0
+    assert night(6, ("Elis", "Tokyo", "Quito")) == "edit"
+    ran = nse("consolidate", "--by", "Pia", "--json")  # nobody has to wait for the night
+    assert (ran.code, ran.json["changeset"]["kind"]) == (0, "consolidate")
+    assert nse("consolidate", "--by", "Pia", "--json").json["changeset"]["number"] == 7  # it waits already
+    nse("approve", "7", "--by", "Rex", "--reason", "checked")
+    assert nse("apply", "7", "--by", "Rex").code == 0
+    assert nse("plan", "--by", "Pia", "--json").json == {"changeset": None}
+    assert nse("verify").code == 0
