@@ -221,7 +221,9 @@ def test_what_was_erased_does_not_come_back_with_the_earlier_deltas(spaces: Spac
     take(space, consolidated(space))
     old = identity(space, "Alba", "Paris")
     with space.ledger().begin() as work:
-        assert not any(one.in_use for one in revealing(work, work.correction(old)))  # the consolidation holds no column of it
+        assert not any(
+            one.in_use for one in revealing(work, work.correction(old))
+        )  # the consolidation holds no column of it
         work.erase(Erasure(ref=old, reason="asked for", erased_by="Ann", erased_at=space.now()))
     take(space, planned(space, "#4"))
     assert len(in_force(space)) == 6
