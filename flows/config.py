@@ -70,7 +70,7 @@ class RoundParams(_Section):
     Attributes:
         batch_size: Corrections of a round.
         bisection_solves: Rounds tried to find the corrections that make one fail its gates; 0 tries none.
-        consolidate_every: After so many applied rounds of edits a night proposes a consolidation instead of a round; 0 never does.
+        consolidate_every: After so many applied rounds of edits a night proposes a consolidation instead of a round; 0: never.
     """
 
     batch_size: int = Field(default=50, ge=1)

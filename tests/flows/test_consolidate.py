@@ -84,7 +84,7 @@ def others(*, without: str = "") -> list[list[str]]:
 def test_three_histories_of_the_same_corrections_come_to_the_same_weights(
     spaces: Spaces, another: Callable[..., Workspace]
 ) -> None:
-    three, shuffled, whole = spaces.all_three, another(others()), another([sum(others(), [])])
+    three, shuffled, whole = spaces.all_three, another(others()), another([[row for rows in others() for row in rows]])
     assert len({head(space) for space in (three, shuffled, whole)}) == 3  # the streams do not
     versions = {take(space, consolidated(space)) for space in (three, shuffled)}
     assert versions == {head(whole)}  # which is one round, and has nothing to consolidate
