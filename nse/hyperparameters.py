@@ -165,11 +165,7 @@ class Hyperparameters:
         later: dict[str, Any] = {"v_patience": self.v_patience} if self.v_patience else {}
         if self.fact_token != "subject_last":
             later["fact_token"] = self.fact_token
-        return (
-            {"z_layer": self.z_layer, "v_num_grad_steps": self.value_updates}
-            | {name: getattr(self, name) for name in names}
-            | later
-        )
+        return {"z_layer": self.z_layer, "v_num_grad_steps": self.value_updates} | {name: getattr(self, name) for name in names} | later
 
 
 @dataclass(frozen=True, slots=True)

@@ -175,7 +175,7 @@ def _context(editable: EditableModel, job: Job) -> EditContext:
 def _edit(
     editable: EditableModel, job: Job, batch: Sequence[EditRequest], context: EditContext, course: _Course
 ) -> None:
-    """Writes a round on top of those before, or all edits so far in their place; of a fact that is there twice, the latest form."""
+    """Writes a round on top of those before, or all edits so far in their place; of a fact that is in it twice, the latest."""
     requests = standing(batch)
     if job.consolidated:
         requests = canonical(requests)
