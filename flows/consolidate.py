@@ -58,12 +58,19 @@ def run_night(
     session: Session, *, by: str, run_step: RunStep = call_directly, progress: Progress = silent, reason: str = ""
 ) -> Planned:
     """Plans what the night is for: a round, or a consolidation where `round.consolidate_every` makes one due."""
+    plan = plan_consolidation if _due_now(session) else run_round
+    return plan(session, by=by, reason=reason, run_step=run_step, progress=progress)
+
+
+def _due_now(session: Session) -> bool:
+    """Whether a consolidation is due, and none was proposed on this head."""
     workspace = session.workspace
+    every = workspace.params.round.consolidate_every
+    if not every:
+        return False
     with workspace.ledger().read() as work:
         tried = any(made.kind == "consolidate" for made in open_proposals(work, workspace.model).changesets.values())
-        is_due = not tried and due(read_state(work, workspace.model), workspace.params.round.consolidate_every)
-    plan = plan_consolidation if is_due else run_round
-    return plan(session, by=by, reason=reason, run_step=run_step, progress=progress)
+        return not tried and due(read_state(work, workspace.model), every)
 
 
 def due(state: ModelState, every: int) -> bool:
