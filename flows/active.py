@@ -3,7 +3,7 @@
 What a set holds in force is the ledger's to say.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from ledger.records import ActiveDelta
 from ledger.status import ModelState
@@ -40,9 +40,41 @@ def undone(
         kept = _held_by(state, sha256) & wanted
         if kept and sha256 not in new:
             found.append(ActiveDelta(sha256, path, tuple(sorted(_held_by(state, sha256) - kept))))
-    came = (change.sha256 for _, changeset in state.applied() for change in changeset.changes)
-    place = {sha256: number for number, sha256 in enumerate(dict.fromkeys(came))}
-    return tuple(sorted(found, key=lambda delta: place.get(delta.sha256, len(place))))
+    return _in_order(found, state)
+
+
+def left_behind(before: Sequence[ActiveDelta], after: Sequence[ActiveDelta], state: ModelState) -> dict[str, str]:
+    """Corrections that a consolidation left out because others superseded them, and that no other does after a change.
+
+    Their columns are in no delta any more, so each has to be written again where what it makes room for was written.
+
+    Args:
+        before: The deltas in force.
+        after: Those that stay or come back.
+        state: What the ledger says.
+
+    Returns:
+        By correction, the SHA-256 of the delta that holds the one that superseded it.
+    """
+    was, stays = state.in_force(before), state.in_force(after)
+    gone = was - stays
+    over = {i: state.replacers.get(i, frozenset()) & was for i in _left_out(state) if not state.corrections[i].erased}
+    free = {identity for identity, others in over.items() if others and others <= gone}
+    free &= state.not_superseded(stays | free)
+    holders = {identity: delta.sha256 for delta in before for identity in state.held([delta])}
+    return {identity: holders[min(over[identity])] for identity in free}
+
+
+def _left_out(state: ModelState) -> frozenset[str]:
+    """The corrections that are in no weights any more since a consolidation, which wrote only what was in force."""
+    if all(changeset.kind != "consolidate" for _, changeset in state.applied()):
+        return frozenset()
+    out, before = frozenset[str](), frozenset[str]()
+    for move, changeset in state.applied():
+        now = state.held(state.active(move))
+        out = (out | (before - now) if changeset.kind == "consolidate" else out) - now
+        before = now
+    return out
 
 
 def unsettled(
@@ -79,18 +111,24 @@ def replayed(
     state: ModelState,
     *,
     known: Sequence[Sequence[ActiveDelta]] = (),
+    back: Mapping[str, str] | None = None,
 ) -> tuple[Active, dict[str, list[str]]]:
     """The deltas that stay as they are, and by the later ones the corrections that take a round each to be solved again.
 
     What stays is the longest beginning that `after` shares with `before` or with another set that was in force once (`known`). Of
     a correction that several later deltas hold, the first round writes it; one whose text was erased cannot be written again.
+    What comes `back` is written in the round of the delta that it is given with (`left_behind`).
     """
+    back = back or {}
     kept = max(_shared(after, other) for other in (before, *known))
     order = {identity: place for place, identity in enumerate(state.corrections)}
     rounds: dict[str, list[str]] = {}
     written: set[str] = set()
-    for delta in after[kept:]:
-        again = {i for i in state.held([delta]) - written if not state.corrections[i].erased}
+    stay = {delta.sha256: state.held([delta]) for delta in after[kept:]}
+    gone = [delta for delta in before if delta.sha256 in back.values() and delta.sha256 not in stay]
+    for delta in _in_order((*after[kept:], *gone), state):
+        held = stay.get(delta.sha256, frozenset()) | {i for i, place in back.items() if place == delta.sha256}
+        again = {i for i in held - written if not state.corrections[i].erased}
         written |= again
         if again:
             rounds[delta.sha256] = sorted(again, key=order.__getitem__)
@@ -113,6 +151,13 @@ def _by_subject(active: Sequence[ActiveDelta], state: ModelState) -> dict[str, l
         for subject, held in own.items():
             found.setdefault(subject, []).append((delta.sha256, frozenset(held)))
     return found
+
+
+def _in_order(deltas: Iterable[ActiveDelta], state: ModelState) -> Active:
+    """Deltas in the order in which they first came in force, as the ledger has them; new ones last."""
+    came = (change.sha256 for _, changeset in state.applied() for change in changeset.changes)
+    place = {sha256: number for number, sha256 in enumerate(dict.fromkeys(came))}
+    return tuple(sorted(deltas, key=lambda delta: place.get(delta.sha256, len(place))))
 
 
 def _held_by(state: ModelState, sha256: str) -> frozenset[str]:

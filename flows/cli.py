@@ -10,6 +10,7 @@ from flows.commands import (
     bench,
     calibrate,
     changesets,
+    consolidate,
     erase,
     evaluate,
     export,
@@ -40,7 +41,8 @@ app = typer.Typer(
 COMMANDS = (
     *(place.init, filing.ingest, filing.values),
     *(changesets.plan, changesets.show, changesets.approve, changesets.reject, changesets.withdraw, changesets.apply),
-    *(revert.revert, erase.erase, history.log, history.blame, history.diff, history.ask, place.status),
+    *(revert.revert, consolidate.consolidate, erase.erase),
+    *(history.log, history.blame, history.diff, history.ask, place.status),
     *(report.report, history.approvals, history.pending, history.edited, history.touched),
     *(prove.prove, prove.verify, reconcile.reconcile, backup.backup, backup.restore),
     *(evaluate.evaluate, tools.edit, tools.stats, train.train, calibrate.calibrate, bench.bench),

@@ -9,6 +9,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from flows.errors import FlowError
 from ledger.policy import Auto, Policy, Rule, When
+from ledger.records import Kind
 
 PARAMS = "params.yaml"
 
@@ -64,17 +65,24 @@ class MethodParams(_Section):
 
 
 class RoundParams(_Section):
-    """How much one night does: corrections of a round, and rounds tried to find those that make it fail its gates (0: none)."""
+    """How much one night does.
+
+    Attributes:
+        batch_size: Corrections of a round.
+        bisection_solves: Rounds tried to find the corrections that make one fail its gates; 0 tries none.
+        consolidate_every: After so many applied rounds of edits a night proposes a consolidation instead of a round; 0: never.
+    """
 
     batch_size: int = Field(default=50, ge=1)
     bisection_solves: int = Field(default=12, ge=0)
+    consolidate_every: int = Field(default=0, ge=0)
 
 
 class WhenParams(_Section):
     """Which changesets a rule is about: those that meet every condition that is given, of which there is at least one."""
 
     relations: list[str] | None = None
-    kinds: list[Literal["edit", "revert"]] | None = None
+    kinds: list[Kind] | None = None
     min_corrections: int | None = Field(default=None, ge=1)
     max_gate_margin: float | None = None
 
@@ -97,7 +105,7 @@ class AutoParams(_Section):
     """Which changesets the policy approves itself: those that keep every limit, and that no rule is about."""
 
     max_corrections: int = Field(ge=1)
-    kinds: list[Literal["edit", "revert"]] = ["edit"]
+    kinds: list[Kind] = ["edit"]
     relations: list[str] | None = None
     min_gate_margin: float | None = None
 

@@ -101,12 +101,12 @@ def _count(number: int, one: str, many: str) -> str:
 def dependencies(
     session: Session, state: ModelState, plan: Plan, *, after: Sequence[ActiveDelta], origins: Sequence[str] = ()
 ) -> Dependencies:
-    """What a planned revert entails.
+    """What a planned revert or consolidation entails.
 
     Args:
         session: The workspace's model: values are cached by the digest of it.
         state: What the ledger says.
-        plan: The revert.
+        plan: The revert or consolidation.
         after: The deltas that stay or come back.
         origins: Of each round of the plan the delta that it stands for, by SHA-256; fewer where a round stands for none.
     """
@@ -182,7 +182,8 @@ def _cost(session: Session, state: ModelState, plan: Plan, after: Sequence[Activ
     settings = read_settings(path(params.method.hparams), params.method.name).settings
     suite, needs = read_suite(path(params.suite)), get_editor(params.method.name).needs
     asked = [request_of(state.corrections[identity]) for identity in dict.fromkeys(plan.corrections)]
-    probes = probes_of(suite, asked, by_round(state, after, frozenset(plan.retained)))
+    held_by = state.active(state.head) if plan.kind == "consolidate" else after
+    probes = probes_of(suite, asked, by_round(state, held_by, frozenset(plan.retained)))
     return Cost(
         values=_values_lacking(session, state, plan, after) if plan.rounds and "values" in needs else 0,
         solves=len(plan.rounds) * len(settings.layers) * settings.max_passes,

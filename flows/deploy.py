@@ -16,9 +16,9 @@ from prefect.schedules import Cron
 from prefect.types.entrypoint import EntrypointType
 
 from flows.apply import apply
+from flows.consolidate import plan_consolidation, run_night
 from flows.dependencies import Mode
 from flows.ingest import ingest
-from flows.plan import run_round
 from flows.progress import Progress, lines
 from flows.report import report
 from flows.revert import Query, Target, plan_revert
@@ -64,9 +64,9 @@ def ingest_flow(workspace: str, path: str, submitter: str | None = None) -> dict
 
 @flow(name="nse nightly", flow_run_name="nightly round in {workspace}")
 def nightly_flow(workspace: str, by: str, reason: str = "") -> dict[str, Any]:
-    """Plans a round; ends with a proposed changeset, which a person approves or rejects."""
+    """Plans a round, or a consolidation that is due; ends with a proposed changeset, which a person approves or rejects."""
     session = Session(open_workspace(Path(workspace)))
-    planned = run_round(session, by=by, run_step=as_task, progress=_logged(), reason=reason)
+    planned = run_night(session, by=by, run_step=as_task, progress=_logged(), reason=reason)
     if planned.changeset is None:
         get_run_logger().info("nothing pending")
         return {"changeset": None, "repeated": False}
@@ -112,6 +112,23 @@ def revert_flow(
     )
     _publish(session.workspace, changeset.number or 0)
     return {"changeset": changeset.number}
+
+
+@flow(name="nse consolidate", flow_run_name="consolidate {workspace}")
+def consolidate_flow(workspace: str, by: str, reason: str = "") -> dict[str, Any]:
+    """Plans one delta in place of all that are in force."""
+    session = Session(open_workspace(Path(workspace)))
+    planned = plan_consolidation(
+        session,
+        by=by,
+        reason=reason,
+        run_step=as_task,
+        tell=lambda entailed: get_run_logger().info("; ".join(entailed.lines())),
+        progress=_logged(),
+    )
+    assert planned.changeset is not None
+    _publish(session.workspace, planned.changeset.number or 0)
+    return {"changeset": planned.changeset.number}
 
 
 def deployment(workspace: Workspace, *, by: str) -> RunnerDeployment:

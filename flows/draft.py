@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from flows.workspace import Workspace
-from ledger.records import canonical_json, digest_of
+from ledger.records import Kind, canonical_json, digest_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,12 +18,12 @@ class Plan:
     """What a round will do.
 
     Attributes:
-        kind: edit or revert.
+        kind: What kind of changeset it makes.
         parent_version: The head it starts from.
         base_digest: The base model.
         before: The active deltas of the head, as plain values.
         after: The active deltas that stay, as plain values; a round adds its own.
-        rounds: Ids of what is to be written, in order, for each delta to be made; an edit makes one.
+        rounds: Ids of what is to be written, in order, for each delta to be made; an edit and a consolidation make one.
         retained: Ids of what has to stay.
         reverted: Ids of what goes out of force.
         provenance: Every other input.
@@ -32,7 +32,7 @@ class Plan:
         superseded: Of what is to be written, ids that something else in force supersedes: the evaluation does not ask for them.
     """
 
-    kind: str
+    kind: Kind
     parent_version: str
     base_digest: str
     before: list[dict[str, Any]]
@@ -49,6 +49,11 @@ class Plan:
     def corrections(self) -> list[str]:
         """Ids of all that is to be written, in order."""
         return [identity for written in self.rounds for identity in written]
+
+    @property
+    def asked_of(self) -> list[dict[str, Any]]:
+        """The active deltas whose rounds `retained` is divided into: a consolidation leaves none of them."""
+        return self.before if self.kind == "consolidate" else self.after
 
     def digest(self) -> str:
         """Names the plan by everything in it."""

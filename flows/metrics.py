@@ -133,9 +133,10 @@ def retention_by_age(work: UnitOfWork, changeset: Changeset) -> tuple[Kept, ...]
     A correction is kept if the candidate answers it by free generation.
     """
     ages = _ages(work, changeset)
+    own = None if changeset.kind == "consolidate" else 0  # what it writes has an age
     asked: dict[int, list[bool]] = {}
     for case in changeset.cases:
-        age = 0 if case.kind == "efficacy" else ages.get(case.case_id) if case.kind == "retention" else None
+        age = own if case.kind == "efficacy" else ages.get(case.case_id) if case.kind == "retention" else None
         if case.phase == "candidate" and age is not None:
             asked.setdefault(age, []).append(case.passed)
     return tuple(_kept(age, passed) for age, passed in sorted(asked.items()))

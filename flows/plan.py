@@ -23,6 +23,7 @@ from ledger.active import changes_between
 from ledger.records import ActiveDelta, CaseResult, Changeset, Correction
 from ledger.status import changeset_status, open_proposals, read_state
 from ledger.unit_of_work import UnitOfWork
+from nse.consolidation import canonical
 from nse.contexts import read_contexts
 from nse.delta import Delta
 from nse.editors import EditContext, get_editor, read_settings
@@ -33,6 +34,7 @@ from nse.request import EditRequest
 
 T = TypeVar("T")
 WAITS = ("proposed", "approved")
+_WHAT = {"consolidate": "consolidation"}
 RunStep = Callable[..., Any]
 """Called as `run_step(name, function, *arguments)`; returns what the function returns."""
 
@@ -157,7 +159,8 @@ class Round:
         """Computes the target states z that the cache lacks; returns how many corrections have theirs now."""
         wanted = self._plan(plan)
         for place, corrections in enumerate(wanted.rounds):
-            requests, before = self._requests(corrections), [i for earlier in wanted.rounds[:place] for i in earlier]
+            before = [i for earlier in wanted.rounds[:place] for i in earlier]
+            requests = canonical(self._requests(corrections))
             earlier = earlier_requests(self.workspace, _active(wanted.after), requests, before)
             compute_values(self.session, requests, earlier=earlier, progress=self.progress)
         return len(wanted.corrections)
@@ -174,7 +177,7 @@ class Round:
 
     def _edit(self, draft: Draft, wanted: Plan, place: int, corrections: list[str]) -> None:
         method, path = self.workspace.params.method, self.workspace.path
-        requests, before = self._requests(corrections), _active(wanted.after)
+        requests, before = canonical(self._requests(corrections)), _active(wanted.after)
         done = [case for earlier in range(place) for case in draft.read(f"results-{earlier}")]
         written = [case["case_id"] for case in done if case["status"] != "skipped"]
         settings = read_settings(path(method.hparams), method.name).settings
@@ -194,7 +197,9 @@ class Round:
         result = get_editor(method.name).edit(self.session.editable, requests, context)
         result.delta.save(draft.delta(place))
         names = ("case_id", "status", "residual_before", "residual_after")
-        draft.write(f"results-{place}", [{name: getattr(case, name) for name in names} for case in result.cases])
+        order = {identity: number for number, identity in enumerate(corrections)}
+        cases = sorted(result.cases, key=lambda case: order[case.case_id])
+        draft.write(f"results-{place}", [{name: getattr(case, name) for name in names} for case in cases])
 
     def evaluate(self, plan: str) -> str:
         """Runs the suite on head and candidate; returns the candidate's version."""
@@ -210,7 +215,7 @@ class Round:
                 head=self.session.deltas(_active(wanted.before)),
                 candidate=(*self._deltas(after), *new),
                 requests=self._requests([i for i in wanted.corrections if i not in wanted.superseded]),
-                retained=by_round(state, after, frozenset(wanted.retained)),
+                retained=by_round(state, _active(wanted.asked_of), frozenset(wanted.retained)),
                 progress=self.progress,
             )
             draft.write("evidence", evidence.to_json())
@@ -243,7 +248,7 @@ class Round:
         new = tuple(ActiveDelta(delta["sha256"], delta["path"]) for delta in stored if delta)
         changeset = Changeset(
             model=model,
-            kind="edit" if wanted.kind == "edit" else "revert",
+            kind=wanted.kind,
             mode="replay" if wanted.mode == "replay" else "drop" if wanted.mode == "drop" else None,
             method=self.workspace.params.method.name,
             parent=wanted.parent,
@@ -263,12 +268,12 @@ class Round:
                 for place, delta in enumerate(stored)
                 for c in draft.read(f"results-{place}")
             ),
-            reverted=tuple(wanted.reverted),
+            reverted=(*wanted.reverted, *self._lost(draft, wanted)),
             metrics=evidence.metrics,
             gates=evidence.gates,
             cases=evidence.cases,
             provenance=wanted.provenance | evidence.warnings,
-            reason=self.reason or f"round of {len(wanted.corrections)} corrections",
+            reason=self.reason or f"{_WHAT.get(wanted.kind, 'round')} of {len(wanted.corrections)} corrections",
             planned_by=self.by,
             planned_at=self.workspace.now(),
         )
@@ -283,6 +288,12 @@ class Round:
             proposed = work.add_changeset(changeset)
             approve_by_policy(self.workspace, work, proposed)
         return proposed.number or 0
+
+    def _lost(self, draft: Draft, wanted: Plan) -> tuple[str, ...]:
+        """Corrections that were in force, and that a consolidation could not write: they go out of force."""
+        if wanted.kind != "consolidate":
+            return ()
+        return tuple(case["case_id"] for case in draft.read("results-0") if case["status"] == "skipped")
 
     def _narrowed(self, changeset: Changeset, whole: str) -> Changeset:
         """The changeset with what the search in its whole round found: who was left out, on what evidence."""

@@ -139,6 +139,9 @@ def _facts(view: ChangesetView) -> str:
         f"- planned by {_plain(changeset.planned_by)} at {changeset.planned_at}",
         f"- version `{changeset.parent_version[:12]}` -> `{changeset.candidate_version[:12]}`",
     ]
+    if view.stands_for:
+        deltas = ", ".join(f"`{one.sha256[:12]}` of #{one.changeset}" for one in view.stands_for)
+        lines.append(f"- one delta that stands for {len(view.stands_for)}: {deltas}")
     lines += [f"- {d.verdict} by {_plain(d.reviewer)} at {d.decided_at}: {_plain(d.reason)}" for d in view.decisions]
     if view.applied is not None:
         lines.append(

@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from functools import partial
 
-from flows.active import Active, replayed, undone, unsettled, without
+from flows.active import Active, left_behind, replayed, undone, unsettled, without
 from flows.dependencies import Dependencies, Mode, dependencies
 from flows.draft import Plan, save_plan
 from flows.errors import FlowError, Refused
@@ -89,10 +89,11 @@ class Target:
 
 @dataclass(frozen=True, slots=True)
 class _Aim:
-    """The deltas that stay or come back, and a set that was in force once that may hold some of them."""
+    """The deltas that stay or come back, a set that was in force once that may hold some of them, and what must not come back."""
 
     after: Active
     known: tuple[Active, ...] = ()
+    unwanted: frozenset[str] = frozenset()
 
 
 def plan_revert(
@@ -158,13 +159,16 @@ def _planned(session: Session, target: Target, mode: Mode) -> tuple[Plan, Depend
     if aim.after == before:
         state_of_it = "in force already" if target.version else "not in force"
         raise Refused(f"{target} is {state_of_it}", "see `nse status`; nothing to revert")
+    back = {} if target.version else left_behind(before, aim.after, state)
+    back = {identity: place for identity, place in back.items() if identity not in aim.unwanted}
     if mode == "replay":
-        after, rounds = replayed(before, aim.after, state, known=aim.known)
+        after, rounds = replayed(before, aim.after, state, known=aim.known, back=back)
         written = list(rounds.values())
     else:
         after, rounds = aim.after, {}
-        again = unsettled(before, after, state, known=aim.known)
-        written = [list(again)] if again else []
+        wanted = {*unsettled(before, after, state, known=aim.known), *back}
+        again = [identity for identity in state.corrections if identity in wanted]
+        written = [again] if again else []
     new = {identity for of_round in written for identity in of_round}
     was, stays = state.in_force(before), state.not_superseded(state.held(after) | new)
     plan = Plan(
@@ -195,7 +199,8 @@ def _aim(work: UnitOfWork, state: ModelState, before: Active, target: Target) ->
         chosen = found & state.in_force(before)
         if not chosen:
             raise Refused(f"nothing {target.query} is in force", "see `nse status`; nothing to revert")
-        return _Aim(_less(before, without(before, chosen, state), unwanted | found, state))
+        unwanted |= found
+        return _Aim(_less(before, without(before, chosen, state), unwanted, state), unwanted=frozenset(unwanted))
     if re.fullmatch(r"#\d+|\d{1,5}", target.reference):
         changeset = work.changeset(target.reference)
         place = state.place(changeset.id)
@@ -210,10 +215,11 @@ def _aim(work: UnitOfWork, state: ModelState, before: Active, target: Target) ->
 
 
 def _less(before: Active, after: Active, unwanted: Collection[str], state: ModelState) -> Active:
-    """The deltas `after`, less every one of `unwanted` that would come in force."""
+    """The deltas `after`, less every one of `unwanted` that would come in force, and less erased columns that would come back."""
     while back := (state.in_force(after) - state.in_force(before)) & frozenset(unwanted):
         after = without(after, back, state)
-    return after
+    erased = {identity for identity in state.held(after) - state.held(before) if state.corrections[identity].erased}
+    return without(after, erased, state) if erased else after
 
 
 def _not_in_force(state: ModelState, correction: Correction) -> Refused:

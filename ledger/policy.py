@@ -16,6 +16,7 @@ from ledger.records import ERASED, Decision, Gate, canonical_json
 T = TypeVar("T")
 POLICY = "policy"
 """The reviewer of a changeset that the policy approved. No person can have this name."""
+_A = {"edit": "an edit", "revert": "a revert", "consolidate": "a consolidation"}
 
 
 class Judged(Protocol):
@@ -23,7 +24,7 @@ class Judged(Protocol):
 
     @property
     def kind(self) -> str:
-        """edit or revert."""
+        """edit, revert or consolidate."""
 
     @property
     def planned_by(self) -> str:
@@ -35,7 +36,7 @@ class Judged(Protocol):
 
     @property
     def reverted(self) -> tuple[str, ...]:
-        """The corrections whose force a revert changes."""
+        """The corrections whose force a revert or a consolidation changes."""
 
     @property
     def correction_ids(self) -> tuple[str, ...]:
@@ -45,9 +46,9 @@ class Judged(Protocol):
 def concerned(changeset: Judged) -> tuple[str, ...]:
     """Return the corrections whose force a changeset changes: whose work it is, and what rules about relations look at.
 
-    What a revert writes again stays in force as it was, so it is not among them.
+    What a revert or a consolidation writes again stays in force as it was, so it is not among them.
     """
-    return changeset.reverted if changeset.kind == "revert" else changeset.correction_ids
+    return changeset.correction_ids if changeset.kind == "edit" else changeset.reverted
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +57,7 @@ class When:
 
     Attributes:
         relations: One of its corrections has one of these relations; "" stands for none.
-        kinds: It is an edit, or a revert.
+        kinds: It is an edit, a revert or a consolidation.
         min_corrections: It changes the force of at least as many.
         max_gate_margin: A gate passed by no more than this, in its metric's own unit; or there was no gate.
     """
@@ -93,7 +94,7 @@ class Auto:
 
     Attributes:
         max_corrections: They change the force of no more.
-        kinds: edit, revert.
+        kinds: edit, revert, consolidate.
         relations: All their corrections have one of these relations ("": none); any if empty.
         min_gate_margin: There are gates, and each passed by at least this.
     """
@@ -166,7 +167,7 @@ class Policy:
             else False
         )
         found = {
-            f"it is {'an edit' if changeset.kind == 'edit' else 'a revert'}": changeset.kind not in limit.kinds,
+            f"it is {_A.get(changeset.kind, changeset.kind)}": changeset.kind not in limit.kinds,
             f"it is about {count} corrections, the limit is {limit.max_corrections}": count > limit.max_corrections,
             f"it is about the relation {(other or [''])[0]!r}": bool(other),
             f"a gate passed by less than {margin}": thin,

@@ -16,6 +16,8 @@ from typing import Any, ClassVar, Literal, TypeVar
 from ledger.errors import LedgerError
 
 Phase = Literal["head", "candidate"]
+Kind = Literal["edit", "revert", "consolidate"]
+"""Of a changeset: new corrections are written, some go out of force, or all in force are solved in one shot from the base."""
 
 
 def canonical_json(value: Any) -> str:
@@ -350,7 +352,7 @@ class Changeset(Identified):
     id: str = ""
     number: int | None = None
     model: str
-    kind: Literal["edit", "revert"]
+    kind: Kind
     mode: Literal["drop", "replay"] | None = None
     method: str = "nse"
     parent: str | None

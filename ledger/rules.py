@@ -183,7 +183,7 @@ def _evidence(connection: Connection, changesets: Sequence[_Planned], asked: _As
         judged = _Judged(planned.kind, planned.planned_by, tuple(gates[planned.id]), planned.reverted, touched)
         about = [entry for i in concerned(judged) if (entry := known.get(i) or reverted.get(i))]
         people = {submitter: None for submitter, _ in about}
-        if planned.kind != "revert":
+        if planned.kind == "edit":
             people |= dict.fromkeys(asked.filed.get(planned.id, ()))
         found[planned.id] = _Evidence(judged, tuple(people), tuple({relation: None for _, relation in about}))
     return found

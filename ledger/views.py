@@ -27,14 +27,24 @@ from ledger.unit_of_work import UnitOfWork
 
 
 @dataclass(frozen=True, slots=True)
+class Replaced(Shown):
+    """A delta that a consolidation stands for, and the number of the changeset that brought it in force first."""
+
+    sha256: str
+    path: str
+    changeset: int
+
+
+@dataclass(frozen=True, slots=True)
 class ChangesetView(Shown):
-    """A changeset with what became of it."""
+    """A changeset with what became of it, and of a consolidation the deltas that it stands for."""
 
     changeset: Changeset
     status: ChangesetStatus
     corrections: tuple[Correction, ...]
     decisions: tuple[Decision, ...]
     applied: HeadMove | None
+    stands_for: tuple[Replaced, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +87,23 @@ def show(work: UnitOfWork, ref: str) -> ChangesetView:
         corrections=tuple(corrections[identity] for identity in changeset.correction_ids),
         decisions=tuple(work.decisions(changeset.id)),
         applied=work.move_of(changeset.id),
+        stands_for=_stands_for(work, changeset) if changeset.kind == "consolidate" else (),
     )
+
+
+def _stands_for(work: UnitOfWork, changeset: Changeset) -> tuple[Replaced, ...]:
+    gone = {change.sha256: change.path for change in changeset.changes if change.removed}
+    change, move, made = tables.changeset_change, tables.head_move, tables.changeset
+    applied = select(change.c.sha256, made.c.number).select_from(
+        change.join(made, made.c.id == change.c.changeset_id).join(move, move.c.changeset_id == made.c.id)
+    )
+    rows = sorted(
+        repository.in_chunks(work.connection, applied, change.c.sha256, gone),
+        key=lambda row: int(row["number"]),
+        reverse=True,
+    )
+    first = {row["sha256"]: int(row["number"]) for row in rows}
+    return tuple(Replaced(sha256, path, first[sha256]) for sha256, path in gone.items())
 
 
 def blame(

@@ -108,10 +108,10 @@ def minimise(
     delta minimises the mean over a subject's corrections and contexts of -log p(target_new) per token, + kl_factor *
     KL(edited || base) at "{subject} is a", + hold_factor * the mean of the same at its held facts, + v_weight_decay *
     |delta| / |h|^2, projected to |delta| <= clamp_norm_factor * |h| after each step; |h| is the mean over the corrections. A
-    delta is done when its loss is below `v_loss_target`, or when its targets have been the most probable tokens for more than `v_patience` steps on end, if that is
-    set. Only the layers above z's are run, and only the tokens from where it is written on: the others do not depend on
-    delta. Gradients are summed over batches of texts of like length, so the memory that a step needs does not depend on how
-    many subjects there are.
+    delta is done when its loss is below `v_loss_target`, or when its targets have been the most probable tokens for more than
+    `v_patience` steps on end, if that is set. Only the layers above z's are run, and only the tokens from where it is written
+    on: the others do not depend on delta. Gradients are summed over batches of texts of like length, so the memory that a step
+    needs does not depend on how many subjects there are.
 
     Args:
         editable: The model with the weights under which z is wanted.

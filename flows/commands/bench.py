@@ -16,7 +16,11 @@ def bench(
     model: Annotated[Path, typer.Option(help="Folder of the model.")],
     dataset: Annotated[Path, typer.Option(help="CounterFact, zsRE, JSONL, CSV, or a suite: its facts are corrected.")],
     method: Annotated[
-        str, typer.Option(help='Names of methods, with commas between; "all": those that need no training, or have it.')
+        str,
+        typer.Option(
+            help='Names of methods, with commas between; "all": those that need no training, or have it. NAME+consolidate: '
+            "all edits so far in one shot at each checkpoint."
+        ),
     ],
     hparams: Annotated[Path, typer.Option(help="Hyper-parameters, with a section per method; or a preset's name.")],
     json_file: Annotated[

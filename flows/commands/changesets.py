@@ -25,7 +25,10 @@ def plan(
     prefect: PrefectOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Plan a round: edit, evaluate, store and propose a changeset. Exit 1 if its gates fail."""
+    """Plan a round: edit, evaluate, store and propose a changeset. Exit 1 if its gates fail.
+
+    Where `round.consolidate_every` in params.yaml makes one due, it plans a consolidation instead.
+    """
     from flows.workspace import open_workspace
 
     opened = open_workspace(workspace)
@@ -39,12 +42,12 @@ def plan(
         outcome = nightly_flow(str(opened.root), person, reason)
         number, repeated = outcome["changeset"], outcome["repeated"]
     else:
-        from flows.plan import run_round
+        from flows.consolidate import run_night
         from flows.progress import shown
         from flows.session import Session
 
         with shown(ERR) as progress:
-            planned = run_round(Session(opened), by=person, progress=progress, reason=reason)
+            planned = run_night(Session(opened), by=person, progress=progress, reason=reason)
         number, repeated = (planned.changeset.number if planned.changeset else None), planned.repeated
     if number is None:
         emit({"changeset": None}) if as_json else say("nothing pending")
@@ -202,6 +205,9 @@ def _print(view: "ChangesetView", *, as_json: bool) -> None:
     for decision in view.decisions:
         by = decision.reviewer if decision.policy_id is None else "the policy, without a person"
         say(f"{decision.verdict} by {by} at {decision.decided_at}: {decision.reason}")
+    if view.stands_for:
+        deltas = ", ".join(f"{one.sha256[:12]} (#{one.changeset})" for one in view.stands_for)
+        say(f"stands for {len(view.stands_for)} deltas: {deltas}")
     if found := beliefs(view):
         header = ("subject", "relation", "old", "new", "before", "after", "p(new)", "status")
         table("beliefs", header, [_belief_row(belief) for belief in found])

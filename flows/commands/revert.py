@@ -53,7 +53,7 @@ def revert(
         from flows.session import Session
 
         entailed = foresee(Session(opened), target, chosen)
-        emit(entailed.to_dict()) if as_json else _print(entailed, OUT)
+        emit(entailed.to_dict()) if as_json else print_entailed(entailed, OUT)
         return
     person = opened.person(by)
     if prefect:
@@ -76,7 +76,7 @@ def revert(
                 by=person,
                 reason=reason,
                 mode=chosen,
-                tell=lambda entailed: _print(entailed, ERR),
+                tell=lambda entailed: print_entailed(entailed, ERR),
                 progress=progress,
             )
         number = made.number
@@ -93,14 +93,15 @@ def _mode(text: str | None, to: str | None) -> "Mode":
     return "drop"
 
 
-def _print(entailed: "Dependencies", console: Console) -> None:
+def print_entailed(entailed: "Dependencies", console: Console) -> None:
+    """Prints what a revert or a consolidation entails."""
     changes: list[tuple[Correction, str, str]]
     changes = [(c.correction, c.now, c.then) for c in (*entailed.goes_out, *entailed.comes_back, *entailed.others)]
     changes += [(correction, "active", "active, written again") for correction in entailed.again]
     if changes:
         header = ("id", "subject", "relation", "object", "now", "then")
         facts = ((c.id[:12], c.subject, c.relation or c.prompt_template, c.target_new, *of) for c, *of in changes)
-        console.print(_table(f"what the revert entails ({entailed.mode})", header, facts))
+        console.print(_table(f"what it entails{f' ({entailed.mode})' if entailed.mode else ''}", header, facts))
     if entailed.rounds:
         wrote = (f"#{found.changeset}" if found.changeset else "" for found in entailed.rounds)
         sizes = (str(found.corrections) for found in entailed.rounds)

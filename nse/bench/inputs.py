@@ -8,7 +8,7 @@ from typing import Any
 
 from nse.architecture import EditableModel
 from nse.batch import Progress
-from nse.bench.job import BASE, Job
+from nse.bench.job import BASE, Job, editor_of
 from nse.bench.streams import Dataset, read_dataset
 from nse.calibration.record import write_whole
 from nse.contexts import read_contexts, sample_contexts
@@ -62,7 +62,7 @@ class BenchOptions:
     """What a benchmark does.
 
     Attributes:
-        methods: Names of the methods.
+        methods: Names of the methods; "+consolidate" after one solves all edits so far in one shot at each checkpoint.
         edits: Cases in the stream.
         batch_size: Cases in a round.
         orders: Permutations of the stream.
@@ -115,7 +115,7 @@ def check_options(options: BenchOptions) -> None:
     if not options.methods or len(set(options.methods)) < len(options.methods):
         raise HyperparameterError(f"methods {', '.join(options.methods) or 'none'}: name each once, at least one")
     for name in options.methods:
-        get_editor(name)
+        get_editor(editor_of(name))
 
 
 def shared_by_all(
@@ -132,10 +132,10 @@ def shared_by_all(
     """
     for name, read in settings.items():
         editable.check_layers(read.settings.layers)
-        if "trained" in get_editor(name).needs and name not in files.trained:
-            raise TrainingError(
-                f"{name} must be trained first: make a file with `nse train --method {name}`, give --trained {name}=FILE"
-            )
+        method = editor_of(name)
+        if "trained" in get_editor(method).needs and method not in files.trained:
+            made = f"make a file with `nse train --method {method}`, give --trained {method}=FILE"
+            raise TrainingError(f"{method} must be trained first: {made}")
     dataset = read_dataset(files.dataset, editable.tokenizer, edits=options.edits, seed=options.seed)
     suite = read_suite(files.suite) if files.suite else dataset.suite
     contexts = read_contexts(files.contexts) if files.contexts else sample_contexts(editable, seed=options.seed)
@@ -182,7 +182,8 @@ def _moments(
     editable: EditableModel, files: BenchFiles, settings: Mapping[str, HyperparameterFile], progress: Progress
 ) -> Path | None:
     """The file of second moments of all layers that a method needs them of; made if none is given, nothing if none needs any."""
-    needing = [read.settings.layers for name, read in settings.items() if "second_moments" in get_editor(name).needs]
+    needs = {name: get_editor(editor_of(name)).needs for name in settings}
+    needing = [read.settings.layers for name, read in settings.items() if "second_moments" in needs[name]]
     layers = sorted({layer for own in needing for layer in own})
     if not layers:
         return None

@@ -11,6 +11,8 @@ from nse.errors import ArchitectureError
 
 BASE = "base"
 """In place of a method: nothing is edited, everything is asked."""
+CONSOLIDATED = "+consolidate"
+"""After a method's name: at each checkpoint all edits so far are solved in one shot from the base, in place of the stream."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,7 +20,7 @@ class Job:
     """What a worker is told.
 
     Attributes:
-        method: Name of the method, or `BASE`.
+        method: Name of the method, with `CONSOLIDATED` after it or not, or `BASE`.
         order: Number of the order of the stream.
         model: Folder of the model.
         dataset: Cases to edit: a file of requests, or a suite.
@@ -65,6 +67,16 @@ class Job:
     device_map: str | None = None
     memory: int | None = None
 
+    @property
+    def editor(self) -> str:
+        """Name of the method alone."""
+        return editor_of(self.method)
+
+    @property
+    def consolidated(self) -> bool:
+        """Whether all is solved in one shot at each checkpoint."""
+        return self.method.endswith(CONSOLIDATED)
+
     def to_json(self) -> str:
         """The job as JSON."""
         return json.dumps(asdict(self), default=str)
@@ -76,6 +88,11 @@ class Job:
         told: dict[str, Any] = json.loads(text)
         given: dict[str, Any] = {n: Path(v) if n in paths and v is not None else v for n, v in told.items()}
         return cls(**given)
+
+
+def editor_of(method: str) -> str:
+    """The method that a name in a benchmark stands for, solved round upon round or in one shot."""
+    return method.removesuffix(CONSOLIDATED)
 
 
 def torch_dtype(name: str) -> torch.dtype:

@@ -15,6 +15,7 @@ from nse.bench.memory import Peak
 from nse.bench.retention import by_way, first_edits, retention_first
 from nse.bench.score import Prose, Right, Scores, perplexity_of, score
 from nse.bench.streams import Dataset, checkpoints, in_rounds, ordered, questions_about, read_dataset, standing
+from nse.consolidation import canonical
 from nse.contexts import read_contexts
 from nse.corpus import open_corpus
 from nse.delta import Delta
@@ -52,9 +53,9 @@ class _Course:
     """A stream under way.
 
     Attributes:
-        deltas: Of the rounds so far.
+        deltas: Of the rounds so far, or the one of all edits so far.
         written: Requests whose facts are in them, in their order.
-        rounds: A record per round.
+        rounds: A record per round, or per solve of all edits so far.
         checkpoints: A record per checkpoint.
         last: What was asked at the latest of them.
         edits: Cases of the stream that are behind.
@@ -111,12 +112,14 @@ def run_part(editable: EditableModel, job: Job, *, progress: Progress = silent) 
     try:
         for number, batch in enumerate(rounds, start=1):
             so_far = stream[: course.edits + len(batch)]
-            if context is not None:
-                _edit(editable, job.method, batch, replace(context, held=_still(held, so_far)), course)
+            asked = number in tested
+            if context is not None and (asked or not job.consolidated):
+                now = replace(context, held=_still(held, so_far))
+                _edit(editable, job, so_far if job.consolidated else batch, now, course)
             course.edits = len(so_far)
             progress("edits", course.edits, len(stream))
             names = [r.case_id for r in standing(so_far)]
-            asked, watched = number in tested, bool(texts and course.rounds) and number in tested | read
+            watched = bool(texts and course.rounds) and number in (tested if job.consolidated else tested | read)
             if not (asked or watched):
                 continue
             weights = compose(editable, course.deltas) if course.deltas else Weights()
@@ -147,12 +150,13 @@ def run_part(editable: EditableModel, job: Job, *, progress: Progress = silent) 
         "seconds": {"edits": sum(r["seconds"] for r in course.rounds), "probes": course.asking},
         "probes": course.asked,
     }
-    plain: dict[str, Any] = finite({**told, **(_end(course, stream) if failed is None else {"metrics": {}})})
+    end = {"metrics": {}} if failed is not None else _end(course, stream, solves=1 if job.consolidated else None)
+    plain: dict[str, Any] = finite({**told, **end})
     return plain
 
 
 def _context(editable: EditableModel, job: Job) -> EditContext:
-    settings = read_settings(job.hparams, job.method).settings
+    settings = read_settings(job.hparams, job.editor).settings
     moments = SecondMoments({}, {})
     if job.moments is not None:
         only = {editable.projection_name(layer) for layer in settings.layers}
@@ -169,14 +173,18 @@ def _context(editable: EditableModel, job: Job) -> EditContext:
 
 
 def _edit(
-    editable: EditableModel, method: str, batch: Sequence[EditRequest], context: EditContext, course: _Course
+    editable: EditableModel, job: Job, batch: Sequence[EditRequest], context: EditContext, course: _Course
 ) -> None:
-    """Writes one round on top of those before; of a fact that is in it more than once, the latest form."""
+    """Writes a round on top of those before, or all edits so far in their place; of a fact that is in it twice, the latest."""
     requests = standing(batch)
+    if job.consolidated:
+        requests = canonical(requests)
+        course.deltas.clear()
+        course.written.clear()
     now = replace(context, previous=tuple(course.deltas), earlier=tuple(course.written))
     begun = time.perf_counter()
     with course.peak.watched():
-        result = get_editor(method).edit(editable, requests, now)
+        result = get_editor(job.editor).edit(editable, requests, now)
     seconds = time.perf_counter() - begun
     course.deltas.append(result.delta)
     written = set(result.delta.case_ids)
@@ -184,7 +192,7 @@ def _edit(
     statuses = Counter(case.status for case in result.cases)
     course.rounds.append(
         {
-            "edits": len(batch),
+            "edits": len(batch) - (sum(r["edits"] for r in course.rounds) if job.consolidated else 0),
             "superseded": len(batch) - len(requests),
             "seconds": seconds,
             "parts": dict(result.seconds),
@@ -242,8 +250,11 @@ def _prose(job: Job, requests: Sequence[EditRequest]) -> Prose | None:
     return Prose(tuple(chosen), {r.case_id: tuple(naming[r.target_new]) for r in chosen})
 
 
-def _end(course: _Course, stream: Sequence[EditRequest]) -> dict[str, Any]:
-    """What holds at the end of a stream: all metrics, each case, and what is left of the edits of each age."""
+def _end(course: _Course, stream: Sequence[EditRequest], *, solves: int | None) -> dict[str, Any]:
+    """What holds at the end of a stream: all metrics, each case, and what is left of the edits of each age.
+
+    `solves` is how many of the last rounds it rests on; None: all.
+    """
     size, places = -(-len(stream) // AGES), {r.case_id: place for place, r in enumerate(stream)}
 
     def between(start: int, end: int) -> list[Right]:
@@ -259,7 +270,7 @@ def _end(course: _Course, stream: Sequence[EditRequest]) -> dict[str, Any]:
         "first_edits": first_edits(len(stream)),
         "ages": ages,
         "cases": {name: [right if right is None else int(right) for right in ways] for name, ways in cases},
-        "metrics": {**course.last.metrics, **_gate(course), **_cost(course)},
+        "metrics": {**course.last.metrics, **_gate(course), **_cost(course, solves)},
     }
 
 
@@ -273,16 +284,17 @@ def _gate(course: _Course) -> dict[str, float]:
     return {"edits_within_gate": max((n for _, n in within), default=0)}
 
 
-def _cost(course: _Course) -> dict[str, float]:
-    """What the edits took; nothing for the base."""
+def _cost(course: _Course, solves: int | None) -> dict[str, float]:
+    """What the edits of the last so many rounds took; nothing for the base."""
     if not course.rounds:
         return {}
-    edits = sum(r["edits"] - r["superseded"] for r in course.rounds)
+    rounds = course.rounds[-solves:] if solves else course.rounds
+    edits = sum(r[status] for r in rounds for status in ("edited", "unconverged", "skipped"))
     memory = {"peak_memory_mib": course.peak.process / 2**20, "peak_device_memory_mib": course.peak.device / 2**20}
     return {
-        "skipped": sum(r["skipped"] for r in course.rounds),
-        "unconverged": sum(r["unconverged"] for r in course.rounds),
-        "seconds_per_edit": sum(r["seconds"] for r in course.rounds) / max(edits, 1),
+        "skipped": sum(r["skipped"] for r in rounds),
+        "unconverged": sum(r["unconverged"] for r in rounds),
+        "seconds_per_edit": sum(r["seconds"] for r in rounds) / max(edits, 1),
         **{name: value for name, value in memory.items() if value},
     }
 

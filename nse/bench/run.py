@@ -11,7 +11,7 @@ from typing import Any
 from nse.architecture import EditableModel, load_model
 from nse.batch import Progress, silent
 from nse.bench.inputs import BenchFiles, BenchOptions, Shared, check_options, shared_by_all
-from nse.bench.job import BASE, Job, torch_dtype
+from nse.bench.job import BASE, Job, editor_of, torch_dtype
 from nse.bench.part import finite, run_part
 from nse.bench.plot import check_plot, draw
 from nse.bench.program import program_digest
@@ -56,7 +56,7 @@ def bench(
     check_options(options)
     if files.plot is not None:
         check_plot()
-    settings = {name: read_settings(files.hparams, name) for name in options.methods}
+    settings = {name: read_settings(files.hparams, editor_of(name)) for name in options.methods}
     described = read_architecture(files.architecture) if files.architecture else None
     editable: EditableModel | None = load_model(
         files.model,
@@ -131,9 +131,10 @@ def _part(
     editable: EditableModel | None, shared: Shared, files: BenchFiles, name: str, order: int, progress: Progress
 ) -> tuple[dict[str, Any], str]:
     """One part, from where it is kept or made now, and how it went."""
-    trained = files.trained.get(name)
-    needs = get_editor(name).needs if name != BASE else frozenset()
-    values = files.parts / "values" / name if "values" in needs else None
+    method = editor_of(name)
+    trained = files.trained.get(method)
+    needs = get_editor(method).needs if name != BASE else frozenset()
+    values = files.parts / "values" / method if "values" in needs else None
     unread = set() if "second_moments" in needs else {"second_moment"}
     digests = {what: digest for what, digest in shared.digests.items() if what not in unread}
     job = replace(
@@ -144,7 +145,7 @@ def _part(
         trained=trained.resolve() if trained else None,
         values=values.resolve() if values else None,
     )
-    program = program_digest(name)
+    program = program_digest(method)
     inputs = [SCHEMA, program, digests, versions(), _settings_of(shared, name), _plain(job), _digest(trained)]
     path = files.parts / f"{name}-{order}-{json_digest(inputs)[:16]}.json"
     if path.is_file():

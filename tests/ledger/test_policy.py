@@ -178,6 +178,7 @@ AUTO = Policy(
     [
         (Change(), ["capital"], None),
         (Change(kind="revert", reverted=("a",)), ["capital"], "it is a revert"),
+        (Change(kind="consolidate"), ["capital"], "it is a consolidation"),
         (Change(correction_ids=("a", "b", "c")), ["capital"] * 3, "3 corrections, the limit is 2"),
         (Change(), ["capital", "colour"], "relation 'colour'"),
         (Change(), [None], "relation ''"),
@@ -208,7 +209,8 @@ def test_an_approval_by_policy_counts_for_all_as_long_as_the_policy_in_force_wou
 
 
 def test_what_a_revert_writes_again_is_not_what_it_is_about() -> None:
-    assert concerned(Change(kind="revert", correction_ids=("again", "gone"), reverted=("gone",))) == ("gone",)
+    for kind in ("revert", "consolidate"):
+        assert concerned(Change(kind=kind, correction_ids=("again", "gone"), reverted=("gone",))) == ("gone",)
     assert concerned(Change(correction_ids=("new",))) == ("new",)
 
 

@@ -255,6 +255,31 @@ def test_every_round_stands_on_those_before_it(files: BenchFiles) -> None:
         assert context.contexts == CONTEXTS
 
 
+def test_consolidated_all_edits_so_far_are_one_round_on_the_base_at_each_checkpoint(files: BenchFiles) -> None:
+    record = bench(files, replace(OPTIONS, methods=("idle+consolidate",), checkpoints=2))
+    assert [len(names) for names, _ in Idle.seen] == [4, 6] * 2
+    assert all(context.previous == context.earlier == () for _, context in Idle.seen)
+    assert Idle.seen[1][0] == Idle.seen[3][0]  # the orders of the stream differ, what is written at their end does not
+    for part in record["methods"]["idle+consolidate"]["parts"]:
+        assert [r["edits"] for r in part["rounds"]] == [4, 2]
+        assert [r["unconverged"] for r in part["rounds"]] == [4, 6]
+        assert part["metrics"]["unconverged"] == 6  # of the last solve: the one before is not there any more
+
+
+def test_consolidated_three_orders_come_to_the_same_weights_and_streams_do_not(
+    files: BenchFiles, moments_of: Callable[[EditableModel], SecondMoments]
+) -> None:
+    moments = files.output.with_name("moments.safetensors")
+    moments_of(load_model(files.model)).save(moments)
+    options = replace(OPTIONS, methods=("nse", "nse+consolidate"), orders=3, checkpoints=1)
+    record = bench(replace(files, second_moment=moments), options)
+    versions = {
+        name: {part["checkpoints"][-1]["version"] for part in told["parts"]} for name, told in record["methods"].items()
+    }
+    assert len(versions["nse"]) == 3
+    assert len(versions["nse+consolidate"]) == 1
+
+
 def test_of_a_fact_that_is_corrected_twice_the_later_form_alone_is_asked(files: BenchFiles) -> None:
     rows = json.loads(files.dataset.read_text(encoding="utf-8"))
     files.dataset.write_text(json.dumps([*rows[:3], {**rows[0], "case_id": "again", "target_new": CITIES[4]}]))
