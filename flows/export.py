@@ -10,7 +10,8 @@ from flows.session import Session, request_of
 from ledger.records import ActiveDelta, HeadMove
 from ledger.status import ModelState, read_state
 from ledger.views import resolve_version
-from nse.export import PROMPTS, check_free, export_lora, export_merged
+from nse.export import PROMPTS, export_lora, export_merged
+from nse.files import check_free
 from nse.patch import compose
 
 COMPARED = 8

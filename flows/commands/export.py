@@ -1,23 +1,15 @@
 """Commands that take a version out of the workspace: export lora, export merged."""
 
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from flows.commands.models import Dtype
 from flows.commands.output import JsonOption, WorkspaceOption, emit, say
 
 OutputArgument = Annotated[Path, typer.Argument(help="Folder to make; it must be new or empty.")]
 AtOption = Annotated[str, typer.Option(help="head, base, v3, #5, a date, or digits of a version's digest.")]
-
-
-class Dtype(StrEnum):
-    """Types in which a merged model can be saved."""
-
-    FLOAT32 = "float32"
-    BFLOAT16 = "bfloat16"
-    FLOAT16 = "float16"
 
 
 def lora(
