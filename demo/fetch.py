@@ -26,7 +26,6 @@ from filelock import FileLock
 
 from flows.errors import FlowError
 from nse.errors import NseError
-from nse.importing import RECORD, SCHEMA, import_model
 
 PIECE = 2**20
 Row = TypeVar("Row")
@@ -165,6 +164,8 @@ def fetched(name: str = "smollm2", *, download: bool = True) -> Path:
         FetchFailed: If there is no such model, or it is not in the cache and cannot be had.
         NseError: If what was fetched cannot be imported.
     """
+    from nse.importing import import_model  # after `main` has set what transformers reads when it is imported
+
     model = _row(MODELS, name)
     folder = cache() / model.folder
     if not _is_whole(folder / "model", model):
@@ -215,7 +216,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m demo.fetch", description="Fetch a pretrained model.")
     parser.add_argument("name", nargs="?", default="smollm2", choices=sorted(MODELS))
     name = parser.parse_args(arguments).name
-    os.environ.setdefault("TQDM_DISABLE", "1")
+    for setting in ("TQDM_DISABLE", "HF_HUB_DISABLE_PROGRESS_BARS", "HF_HUB_OFFLINE"):
+        os.environ.setdefault(setting, "1")
     try:
         folder = fetched(name)
     except (FlowError, NseError) as error:
@@ -236,6 +238,8 @@ def _check_allowed(name: str, folder: Path, download: bool) -> None:
 
 def _is_whole(folder: Path, model: Model) -> bool:
     """Whether a folder is this model as this program imports it now. Its name says that it is whole."""
+    from nse.importing import RECORD, SCHEMA
+
     record = folder / RECORD
     if not record.is_file():
         return False

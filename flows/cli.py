@@ -51,7 +51,10 @@ for command in COMMANDS:
     app.command()(command)
 app.command("import")(models.import_model)
 GROUPS: dict[str, tuple[str, dict[str, Callable[..., None]]]] = {
-    "export": ("Take a version out of the workspace.", {"lora": export.lora, "merged": export.merged}),
+    "export": (
+        "Take a version out of the workspace.",
+        {"lora": export.lora, "merged": export.merged, "gguf": export.gguf},
+    ),
     "keys": ("Signing keys of people.", {"create": keys.create, "list": keys.list_keys, "revoke": keys.revoke}),
     "policy": ("How many people must approve what.", {"adopt": policy.adopt, "show": policy.show}),
     "ledger": ("The history as files.", {"export": prove.export_ledger, "import": prove.import_ledger}),

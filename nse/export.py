@@ -69,7 +69,7 @@ def export_lora(
     if rank is not None and rank < 1:
         raise NseError(f"rank {rank} is no rank: give 1 or more")
     weights = compose(editable, deltas)
-    _refuse_memories(weights)
+    refuse_memories(weights)
     if not weights:
         raise DeltaError("no delta is in force, this is the base model: there is nothing to put into an adapter")
     parts = {name: _factors(editable, name, deltas, rank) for name in weights}
@@ -118,7 +118,7 @@ def export_merged(
         NseError: If the folder is taken.
         DeltaError: If a memory is in force.
     """
-    _refuse_memories(weights)
+    refuse_memories(weights)
     with whole_folder(folder) as temporary, base_in_force(editable), patched(editable, weights):
         own = editable.model.dtype
         editable.model.save_pretrained(
@@ -132,8 +132,12 @@ def export_merged(
         return recorded(temporary, RECORD, {**_identity(editable, weights), **found, **(record or {})}, "transformers")
 
 
-def _refuse_memories(weights: Mapping[str, torch.Tensor]) -> None:
-    """What a memory answers no file of weights can."""
+def refuse_memories(weights: Mapping[str, torch.Tensor]) -> None:
+    """Checks that no memory is in force: what it answers no file of weights can.
+
+    Raises:
+        DeltaError: If one is.
+    """
     if isinstance(weights, Weights) and weights.memories:
         problem = (
             f"this version has a memory of {weights.memories[0].kind} beside its weights, which no other program serves"

@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 
 from demo.fetch import FetchFailed, fetched
-
 from tests.postgres import ledger_url, postgres
 
 __all__ = ["ledger_url", "postgres"]

@@ -38,7 +38,7 @@ def import_model(
         f"{found['model_type']} of {found['layers']} layers, {found['parameters']:,} numbers in {found['dtype']}, is in {output}"
     )
     say(
-        f"base {found['base'][:12]}; loaded again, it is the same to the bit and continues {found['prompts_compared']} prompts alike"
+        f"base {found['base'][:12]}; loaded again, it is the same and continues {found['prompts_compared']} prompts alike"
     )
     if licence := found["source"].get("licence"):
         say(f"licence, as the file names it: {licence}")
