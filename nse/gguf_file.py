@@ -146,7 +146,7 @@ def packed(name: str, weight: Floats, kind: "GGMLQuantizationType") -> npt.NDArr
     """
     from gguf import QuantError, quantize  # type: ignore[attr-defined]
 
-    if kind.name == "F16" and float(np.abs(weight).max()) > np.finfo(np.float16).max:
+    if kind.name == "F16" and float(np.abs(weight).max()) > float(np.finfo(np.float16).max):
         raise GgufError(f"{name} has numbers too large for F16: give --edited-type BF16 or F32")
     try:
         blocks = quantize(np.ascontiguousarray(weight, dtype=np.float32), kind)
