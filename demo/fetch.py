@@ -220,7 +220,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         os.environ.setdefault(setting, "1")
     try:
         folder = fetched(name)
-    except (FlowError, NseError) as error:
+    except (FlowError, NseError, OSError) as error:
         raise SystemExit(f"error: {error}") from error
     print(f"{folder}\nlicence: {MODELS[name].licence}")
 

@@ -13,7 +13,10 @@ from nse.architecture import load_model
 from tests.nse.conftest import byte_level, corpus_lines, fast
 
 Kinds = Callable[[str], gguf.GGMLQuantizationType]
-CHAT = "{% for m in messages %}<s>{{ m['role'] }}: {{ m['content'] }}</s>{% endfor %}{% if add_generation_prompt %}<s>a:{% endif %}"
+CHAT = (
+    "{% for m in messages %}<s>{{ m['role'] }}: {{ m['content'] }}</s>{% endfor %}"
+    "{% if add_generation_prompt %}<s>a:{% endif %}"
+)
 
 
 def in_blocks(name: str) -> gguf.GGMLQuantizationType:
