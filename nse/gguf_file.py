@@ -100,7 +100,8 @@ class GgufFile:
 
         tensor = self.tensors[name]
         try:
-            return dequantize(np.ascontiguousarray(self.raw(name)), tensor.kind).reshape(tensor.shape)
+            numbers = dequantize(np.ascontiguousarray(self.raw(name)), tensor.kind).reshape(tensor.shape)
+            return numbers.copy()  # F32 is not unpacked: it would be a view of the file, which cannot be written to
         except NotImplementedError as error:
             raise GgufError(
                 f"{self.path}: {name} is {tensor.kind.name}, which the gguf package cannot unpack: use another file"

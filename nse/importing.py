@@ -174,9 +174,8 @@ def _written(place: Path, folder: Path, dtype: torch.dtype, prompts: Sequence[st
     """Saves the model; returns what it does and what there is to say about it. The model itself is let go."""
     model, tokenizer = load_gguf(place, dtype) if place.is_file() else _load_folder(place, dtype)
     found = behaviour(model, tokenizer, prompts)
-    with torch.device(
-        "meta"
-    ):  # transformers saves nothing that came from a GGUF file: a model of the same shape is saved
+    # transformers saves no model that came from a GGUF file, so another one of the same shape saves its weights
+    with torch.device("meta"):
         shell = type(model)(model.config)
     shell.generation_config = model.generation_config
     shell.save_pretrained(folder, max_shard_size=SHARD, state_dict=model.state_dict())
