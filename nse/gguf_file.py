@@ -145,7 +145,7 @@ def packed(name: str, weight: Floats, kind: "GGMLQuantizationType") -> npt.NDArr
     Raises:
         GgufError: If the `gguf` package cannot pack into that type, rows do not fit its blocks, or a number is too large for it.
     """
-    from gguf import QuantError, quantize  # type: ignore[attr-defined]
+    from gguf import QuantError, quantize
 
     if kind.name == "F16" and float(np.abs(weight).max()) > float(np.finfo(np.float16).max):
         raise GgufError(f"{name} has numbers too large for F16: give --edited-type BF16 or F32")

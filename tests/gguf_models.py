@@ -33,7 +33,7 @@ def in_floats(_name: str) -> gguf.GGMLQuantizationType:
     return gguf.GGMLQuantizationType.F32
 
 
-def tiny_llama(folder: Path, *, lines: Iterable[str] = (), tied: bool = True) -> Path:
+def tiny_llama(folder: Path, *, lines: Iterable[str] = (), tied: bool = True, seed: int = 20261129) -> Path:
     """A random Llama whose rows fill the blocks of quantised types, with a byte-level tokenizer, in transformers' format."""
     tokenizer = byte_level([*corpus_lines(), *lines])
     config = LlamaConfig(
@@ -50,7 +50,7 @@ def tiny_llama(folder: Path, *, lines: Iterable[str] = (), tied: bool = True) ->
         eos_token_id=1,
         pad_token_id=1,
     )
-    torch.manual_seed(20261129)
+    torch.manual_seed(seed)
     LlamaForCausalLM(config).save_pretrained(folder)
     fast(tokenizer).save_pretrained(folder)
     return folder
