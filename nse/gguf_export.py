@@ -91,7 +91,7 @@ def export_gguf(
         blocks = packed(name, matrix.contiguous().numpy(), kind)
         tensors[name] = (kind, blocks)
         lost[name] = _lost(matrix, editable.base_weight(parameter).float(), blocks, kind)
-    found = {
+    found: dict[str, Any] = {
         "schema": SCHEMA,
         "kind": "gguf",
         "version": version_digest(editable, weights),

@@ -138,16 +138,17 @@ def load_gguf(path: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrain
         GgufError: If transformers does not read it, or reads another model out of it than it holds.
     """
     head = read_gguf(path)
-    where = {"pretrained_model_name_or_path": path.parent, "gguf_file": path.name}
+    where: dict[str, Any] = {"pretrained_model_name_or_path": path.parent, "gguf_file": path.name}
     try:
-        model, loading = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             **where, dtype=dtype, quantization_config=GgufConfig(dequantize=True), output_loading_info=True
         )
         # AutoTokenizer would read the whole file once more, only to choose this class
-        tokenizer = PreTrainedTokenizerFast.from_pretrained(**where)
+        tokenizer: Any = PreTrainedTokenizerFast.from_pretrained(**where)
     except LOADING as error:
         problem = f"{path} ({head.architecture or 'of no architecture'}) cannot be read by transformers"
         raise GgufError(f"{problem} ({_line(error)}): use a file of another family, or a safetensors folder") from error
+    model, loading = loaded
     _check_complete(path, loading)
     _check_all_read(head, model)
     model.train(False).requires_grad_(False)
@@ -156,13 +157,14 @@ def load_gguf(path: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrain
 
 def behaviour(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str]) -> Behaviour:
     """Digests of a model's weights, its tokenizer's state and how it continues prompts, plain and as a chat if it can."""
+    backend: Any = getattr(tokenizer, "backend_tokenizer", None)
     asked = [tokenizer(prompt)["input_ids"] for prompt in prompts]
     if tokenizer.chat_template is not None:
         asked += [tokenizer(chat, add_special_tokens=False)["input_ids"] for chat in _chats(tokenizer, prompts)]
     return Behaviour(
         {name: tensor_digest(p) for name, p in model.named_parameters()},
         (
-            tokenizer.backend_tokenizer.to_str(),
+            backend.to_str(),
             json.dumps(tokenizer.special_tokens_map, sort_keys=True, default=str),
             json.dumps(tokenizer.chat_template, sort_keys=True),
         ),
@@ -194,12 +196,13 @@ def _written(place: Path, folder: Path, dtype: torch.dtype, prompts: Sequence[st
 
 def _load_folder(place: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     try:
-        model, loading = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             place, dtype=dtype, use_safetensors=True, trust_remote_code=False, output_loading_info=True
         )
-        tokenizer = AutoTokenizer.from_pretrained(place, trust_remote_code=False)
+        tokenizer: Any = AutoTokenizer.from_pretrained(place, trust_remote_code=False)
     except LOADING as error:
         raise ImportFailed(f"{place} cannot be loaded ({_line(error)}): check its files") from error
+    model, loading = loaded
     _check_complete(place, loading)
     if not tokenizer.is_fast:
         raise ImportFailed(f"{place} has no fast tokenizer: save one beside the model (tokenizer.json)")
