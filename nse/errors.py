@@ -35,3 +35,11 @@ class SuiteError(NseError):
 
 class TrainingError(NseError):
     """A method that trains before it edits lacks its trained file, or that is malformed or made for another model."""
+
+
+class ImportFailed(NseError):
+    """A model that other people made cannot be imported."""
+
+
+class GgufError(NseError):
+    """A GGUF file is damaged, of a kind that is not read, or does not hold the model it is taken for."""

@@ -1,17 +1,13 @@
 """Taking a version out of the pipeline: as a LoRA adapter on the base model, or as a whole model in transformers' own format.
 
-Nothing half-written is left behind: a folder is written under another name and renamed when it is whole. `nse_export.json` in it
+Nothing half-written is left behind (`nse.files`). `nse_export.json` in the folder
 says which version it is, of which base, and the digests of its files. An adapter reveals the facts it writes: protect it as them.
 """
 
 import copy
 import json
-import os
-import shutil
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from importlib.metadata import version
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -23,7 +19,7 @@ from nse.architecture import EditableModel
 from nse.batch import pad
 from nse.delta import Delta
 from nse.errors import ArchitectureError, DeltaError, NseError
-from nse.fingerprint import file_digest
+from nse.files import check_free, recorded, whole_folder
 from nse.patch import Weights, base_in_force, compose, patched, version_digest
 
 RECORD = "nse_export.json"
@@ -35,16 +31,6 @@ NUMERICAL_RANK = 1e-12
 PROMPTS = ("The", "The capital of France is", "It is well known that")
 """Compared where the caller gives no prompts of its own."""
 SHARD = "5GB"
-
-
-def check_free(folder: Path) -> None:
-    """Checks that a folder can be made: it is not there, or empty.
-
-    Raises:
-        NseError: If it is taken.
-    """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise NseError(f"{folder} exists and is not empty: name another folder, or move it away")
 
 
 def export_lora(
@@ -83,7 +69,7 @@ def export_lora(
     if rank is not None and rank < 1:
         raise NseError(f"rank {rank} is no rank: give 1 or more")
     weights = compose(editable, deltas)
-    _refuse_memories(weights)
+    refuse_memories(weights)
     if not weights:
         raise DeltaError("no delta is in force, this is the base model: there is nothing to put into an adapter")
     parts = {name: _factors(editable, name, deltas, rank) for name in weights}
@@ -94,7 +80,7 @@ def export_lora(
         path = f"base_model.model.{name.removesuffix('.weight')}"
         tensors[f"{path}.lora_A.weight"] = torch.nn.functional.pad(a, (0, 0, 0, more)).to(weights[name].dtype)
         tensors[f"{path}.lora_B.weight"] = torch.nn.functional.pad(b, (0, more)).to(weights[name].dtype)
-    with _whole(folder) as temporary:
+    with whole_folder(folder) as temporary:
         save_file(tensors, temporary / "adapter_model.safetensors", {"format": "pt"})
         config = _adapter_config(editable, sorted(weights), width)
         (temporary / "adapter_config.json").write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
@@ -106,7 +92,7 @@ def export_lora(
             "largest_logit_difference": _difference(editable, weights, temporary, prompts),
             "prompts_compared": len(prompts),
         }
-        return _recorded(temporary, {**_identity(editable, weights), **found, **(record or {})}, "peft")
+        return recorded(temporary, RECORD, {**_identity(editable, weights), **found, **(record or {})}, "peft")
 
 
 def export_merged(
@@ -132,8 +118,8 @@ def export_merged(
         NseError: If the folder is taken.
         DeltaError: If a memory is in force.
     """
-    _refuse_memories(weights)
-    with _whole(folder) as temporary, base_in_force(editable), patched(editable, weights):
+    refuse_memories(weights)
+    with whole_folder(folder) as temporary, base_in_force(editable), patched(editable, weights):
         own = editable.model.dtype
         editable.model.save_pretrained(
             temporary, max_shard_size=max_shard_size, state_dict=_cast(editable.model.state_dict(), dtype or own)
@@ -143,11 +129,15 @@ def export_merged(
         config["dtype"] = str(dtype or own).removeprefix("torch.")
         (temporary / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
         found = {"kind": "merged", "exact": dtype in (None, own), "saved_dtype": config["dtype"]}
-        return _recorded(temporary, {**_identity(editable, weights), **found, **(record or {})}, "transformers")
+        return recorded(temporary, RECORD, {**_identity(editable, weights), **found, **(record or {})}, "transformers")
 
 
-def _refuse_memories(weights: Mapping[str, torch.Tensor]) -> None:
-    """What a memory answers no file of weights can."""
+def refuse_memories(weights: Mapping[str, torch.Tensor]) -> None:
+    """Checks that no memory is in force: what it answers no file of weights can.
+
+    Raises:
+        DeltaError: If one is.
+    """
     if isinstance(weights, Weights) and weights.memories:
         problem = (
             f"this version has a memory of {weights.memories[0].kind} beside its weights, which no other program serves"
@@ -240,25 +230,3 @@ def _identity(editable: EditableModel, weights: Mapping[str, torch.Tensor]) -> d
         "dtype": str(editable.model.dtype).removeprefix("torch."),
         "changed": sorted(weights),
     }
-
-
-def _recorded(folder: Path, record: dict[str, Any], library: str) -> dict[str, Any]:
-    """Adds files and versions to the record and writes it."""
-    files = {path.name: file_digest(path) for path in sorted(folder.iterdir())}
-    versions = {name: version(name) for name in sorted({"torch", "transformers", "safetensors", library})}
-    record = {**record, "files": files, "versions": versions}
-    (folder / RECORD).write_text(json.dumps(record, indent=1, sort_keys=True) + "\n", encoding="utf-8")
-    return record
-
-
-@contextmanager
-def _whole(folder: Path) -> Iterator[Path]:
-    """A folder to write into, which gets its name when the block ends well, and is gone when it does not."""
-    check_free(folder)
-    temporary = folder.parent / f".{folder.name}.{os.getpid()}"
-    temporary.mkdir(parents=True)
-    try:
-        yield temporary
-        temporary.replace(folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)

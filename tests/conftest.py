@@ -1,9 +1,11 @@
-"""What the tests of every package share: a PostgreSQL server, started once, when the first test asks for it; no keys."""
+"""What the tests of every package share: a PostgreSQL server and a pretrained model, had when a test first asks; no keys."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
+from demo.fetch import FetchFailed, fetched
 from tests.postgres import ledger_url, postgres
 
 __all__ = ["ledger_url", "postgres"]
@@ -16,6 +18,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         callspec = getattr(item, "callspec", None)
         family = callspec.params.get("family") if callspec and "conformance" in item.path.parts else None
         item.add_marker(pytest.mark.xdist_group(str(family or item.path)))
+        if "smollm2" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.pretrained)
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> Path:
+    """SmolLM2-135M-Instruct as a transformers folder; fetched once for this machine, if it is not in the cache."""
+    try:
+        return fetched("smollm2")
+    except FetchFailed as error:
+        pytest.skip(f"no pretrained model: {error}")
 
 
 @pytest.fixture(scope="session", autouse=True)
