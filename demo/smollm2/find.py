@@ -40,7 +40,7 @@ Templates = Mapping[str, Sequence[str]]
 
 
 def read_candidates(path: Path) -> list[KnownFact]:
-    """Reads facts from a CSV file (subject, relation, object), or from a dataset in the CounterFact layout, of ParaRel's relations."""
+    """Reads facts from CSV (subject, relation, object), or those of ParaRel's relations from a dataset in the CounterFact layout."""
     if path.suffix == ".csv":
         with path.open(newline="", encoding="utf-8") as file:
             return [KnownFact(row["subject"], row["relation"], row["object"]) for row in csv.DictReader(file)]
@@ -58,7 +58,9 @@ def read_corrections(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def known(editable: EditableModel, facts: Iterable[KnownFact], templates: Templates, progress: Progress) -> list[KnownFact]:
+def known(
+    editable: EditableModel, facts: Iterable[KnownFact], templates: Templates, progress: Progress
+) -> list[KnownFact]:
     """The facts that the model has right after the first wording, and after the one in which a suite asks them."""
     left = list(dict.fromkeys(fact for fact in facts if fact.relation in templates))
     left = _right(editable, left, [templates[fact.relation][0] for fact in left], progress, "first wording")
