@@ -36,8 +36,9 @@ class Script:
         self.steps: list[tuple[str, float]] = []
 
     def title(self, text: str, step: str = "") -> None:
-        """Says what comes now; `step` is its name in the list of times."""
-        self.steps.append((step, time.monotonic()))
+        """Says what comes now; `step` is its name in the list of times, if it is more than a part of the step before."""
+        if step:
+            self.steps.append((step, time.monotonic()))
         self.console.print()
         self.console.print(Rule(f"[bold]{text}[/bold]  [dim]{time.monotonic() - self.begun:.0f} s[/dim]", align="left"))
 
@@ -86,10 +87,10 @@ class Script:
             raise FlowError(f"`dvc {' '.join(arguments)}` failed", "see what it printed above")
 
     def times(self) -> str:
-        """How long each step took that has a name."""
-        ends = [begun for _, begun in self.steps[1:]] + [time.monotonic()]
+        """How long each step took, the last one up to now."""
+        ends = [*(begun for _, begun in self.steps[1:]), time.monotonic()]
         pairs = zip(self.steps, ends, strict=True)
-        return ", ".join(f"{step} {end - begun:.0f} s" for (step, begun), end in pairs if step)
+        return ", ".join(f"{step} {end - begun:.0f} s" for (step, begun), end in pairs)
 
     def _show(self, program: str, arguments: Sequence[str]) -> None:
         words = (f"'{a}'" if " " in a else a for a in arguments)

@@ -40,7 +40,7 @@ Templates = Mapping[str, Sequence[str]]
 
 
 def read_candidates(path: Path) -> list[KnownFact]:
-    """Reads facts from CSV (subject, relation, object), or those of ParaRel's relations from a dataset in the CounterFact layout."""
+    """Reads facts from a CSV file, or those of ParaRel's relations from a dataset in the CounterFact layout."""
     if path.suffix == ".csv":
         with path.open(newline="", encoding="utf-8") as file:
             return [KnownFact(row["subject"], row["relation"], row["object"]) for row in csv.DictReader(file)]
