@@ -30,9 +30,10 @@ REVIEWER = "Maya Chen <maya.chen@example.org>"
 class Script:
     """Runs commands of `nse` one after another in a workspace and shows them as they would be typed."""
 
-    def __init__(self, directory: Path, console: Console) -> None:
-        """Commands run in `directory`."""
+    def __init__(self, directory: Path, console: Console, *, prefect: bool) -> None:
+        """Commands run in `directory`; those that are flows through Prefect if `prefect` says so."""
         self.directory, self.console, self.begun = directory, console, time.monotonic()
+        self.prefect = ("--prefect",) if prefect else ()
         self.steps: list[tuple[str, float]] = []
 
     def title(self, text: str, step: str = "") -> None:
@@ -111,7 +112,7 @@ def run_demo(directory: Path, story: Story, *, model: Path | None = None, corpus
     """
     root = directory.resolve()
     _clear(root)
-    script = Script(root, OUT)
+    script = Script(root, OUT, prefect=story.prefect)
     if not os.environ.get(KEYS):
         os.environ[KEYS] = str(_keys(root))  # of people who do not exist: not among the reader's own
     _make(script, root, story, model or story.model(), corpus)
@@ -166,9 +167,9 @@ def _make(script: Script, root: Path, story: Story, model: Path, corpus: Path | 
 
 def _first_night(script: Script, story: Story) -> None:
     script.title("Corrections come in; what cannot be filed is quarantined, with the reason", "corrections")
-    script.nse("ingest", str(story.files / "corrections.csv"), "--prefect")
+    script.nse("ingest", str(story.files / "corrections.csv"), *script.prefect)
     script.title("The nightly round: edit, evaluate, gate, store, propose", "round")
-    script.nse("plan", "--by", PLANNER, "--prefect")
+    script.nse("plan", "--by", PLANNER, *script.prefect)
     script.title("Approval, by someone who is not a submitter", "approval")
     script.refused("approve", "1", "--by", "ines.rolf", "--reason", "They are my own corrections.")
     _decide(script, 1, "Checked against the sources.")
@@ -177,7 +178,7 @@ def _first_night(script: Script, story: Story) -> None:
 def _decide(script: Script, number: int, reason: str) -> None:
     """The reviewer approves a changeset, and it is applied."""
     script.nse("approve", str(number), "--by", REVIEWER, "--reason", reason)
-    script.nse("apply", str(number), "--by", PLANNER, "--prefect")
+    script.nse("apply", str(number), "--by", PLANNER, *script.prefect)
 
 
 def _ask_the_past(script: Script, story: Story) -> None:
@@ -194,8 +195,8 @@ def _second_night(script: Script, corrections: Path) -> None:
         "A second night: one of its corrections is false, a canary dies; it is found and left out, the others go on",
         "second night",
     )
-    script.nse("ingest", str(corrections), "--prefect")
-    script.nse("plan", "--by", PLANNER, "--prefect")
+    script.nse("ingest", str(corrections), *script.prefect)
+    script.nse("plan", "--by", PLANNER, *script.prefect)
     _decide(script, 2, "Right. The capital of France has not moved.")
 
 
@@ -213,11 +214,11 @@ def _revert(script: Script, workspace: Workspace, undone: Question) -> tuple[Cha
         correction = next(c for c in work.corrections(workspace.model) if c.subject == undone.subject)
         number = len(read_state(work, workspace.model).changesets) + 1
     script.title("Undo a single correction: its column is left out, the others stay", "one reverted")
-    script.nse("revert", correction.id[:12], "--reason", "To show it.", "--by", PLANNER, "--prefect")
+    script.nse("revert", correction.id[:12], "--reason", "To show it.", "--by", PLANNER, *script.prefect)
     _decide(script, number, "Agreed.")
     script.nse("ask", undone.prompt)
     script.title("Undo everything: the weights are those of the base model again, to the bit", "all reverted")
-    script.nse("revert", "--to", "base", "--reason", "To show it.", "--by", PLANNER, "--prefect")
+    script.nse("revert", "--to", "base", "--reason", "To show it.", "--by", PLANNER, *script.prefect)
     _decide(script, number + 1, "Agreed.")
     script.nse("diff", "v1", "head")
     with workspace.ledger().read() as work:

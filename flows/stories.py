@@ -30,6 +30,7 @@ class Story:
         second_night: Corrections of a second night, one of them false; none if empty.
         original: Gives the file that the model was imported from, in which a version is exported; None: as an adapter.
         chat: Whether questions are asked in the model's chat format, too.
+        prefect: Whether flows run through Prefect, whose server takes a quarter of a minute to start.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Story:
     second_night: str = ""
     original: Callable[[], Path] | None = None
     chat: bool = False
+    prefect: bool = False
 
 
 def _smollm2() -> Path:
@@ -73,6 +75,7 @@ STORIES = {
         undone=Question("Croatia", "The currency of Croatia is the"),
         seconds=120,
         second_night="corrections_second_night.csv",
+        prefect=True,
     ),
     "smollm2": Story(
         name="smollm2",
