@@ -182,7 +182,9 @@ def _cost(session: Session, state: ModelState, plan: Plan, after: Sequence[Activ
     settings = read_settings(path(params.method.hparams), params.method.name).settings
     suite, needs = read_suite(path(params.suite)), get_editor(params.method.name).needs
     asked = [request_of(state.corrections[identity]) for identity in dict.fromkeys(plan.corrections)]
-    probes = probes_of(suite, asked, by_round(state, after, frozenset(plan.retained)))
+    probes = probes_of(
+        suite, asked, by_round(state, after, frozenset(plan.retained)), tokenizer=session.editable.tokenizer
+    )
     return Cost(
         values=_values_lacking(session, state, plan, after) if plan.rounds and "values" in needs else 0,
         solves=len(plan.rounds) * len(settings.layers) * settings.max_passes,
