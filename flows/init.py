@@ -90,9 +90,7 @@ def init(folder: Path, setup: Setup) -> Workspace:
         device_map=setup.device_map,
     )
     editable.check_layers(settings.layers)
-    read_suite(setup.suite).chat_context(
-        editable.tokenizer
-    )  # refuses a suite that demands a chat format which is not there
+    read_suite(setup.suite).chat_context(editable.tokenizer)  # a suite may demand a chat format that is not there
     params = _params(root, setup, editable.base_digest)
     if (root / PARAMS).is_file():
         _check_same(read_params(root / PARAMS), params, root)

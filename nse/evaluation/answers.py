@@ -25,7 +25,9 @@ _NOT_IN_A_NUMBER = re.compile(r"\n|(?<!\d)[.,;:!?]|[.,;:!?](?!\d|\Z)")  # last i
 _ENDS_IN_DIGIT = re.compile(r"\d\W*\Z")
 _END_OF_LINE = re.compile(r"\n")
 _END_OF_SENTENCE = re.compile(r"\n|[.!?](?=\s|\Z)")
-_ONE_LETTER = re.compile(r"\W*\w\.")
+_ONE_LETTER = re.compile(r"\w\.")
+_MARKS = "*_\"'(["
+"""What may stand right before a word."""
 
 
 def holds_sign(expected: str) -> bool:
@@ -117,7 +119,7 @@ def _beside(words: Sequence[str], place: int, length: int) -> tuple[str | None, 
 def _end(text: str, expected: str, rule: Rule, question: str = "") -> int | None:
     """Where the answer ends, None if it goes on to the end of the text."""
     if rule == "states":
-        known = set(f"{question} {expected}".casefold().split())
+        known = {word.casefold().lstrip(_MARKS) for word in f"{question} {expected}".split()}
         signs = (sign for sign in _END_OF_SENTENCE.finditer(text) if not _abbreviates(text, sign, known))
     elif not goes_on(expected, rule):
         signs = END_OF_ANSWER.finditer(text)
@@ -135,8 +137,10 @@ def _end(text: str, expected: str, rule: Rule, question: str = "") -> int | None
 
 def _abbreviates(text: str, sign: re.Match[str], known: Collection[str]) -> bool:
     """Whether a full stop belongs to its word: one letter, or a word that is known with it."""
-    word = text[: sign.end()].split()[-1] if sign[0] == "." else ""
-    return bool(word) and (_ONE_LETTER.fullmatch(word) is not None or word.casefold() in known)
+    if sign[0] != ".":
+        return False
+    word = text[: sign.end()].split()[-1].casefold().lstrip(_MARKS)
+    return _ONE_LETTER.fullmatch(word) is not None or word in known
 
 
 def _begins(words: list[str], wanted: list[str]) -> bool:

@@ -243,6 +243,7 @@ QUESTION = "<user> The native language of French Stewart is\n<bot> "
         ("It has 1.5 million people, Nairobi.", "Nairobi", "Lima", True),
         ("The Nairobians say so.", "Nairobi", "Lima", False),
         ("It is St. Petersburg.", "St. Petersburg", "St. Louis", True),
+        ("It is **St. Petersburg**.", "St. Petersburg", "St. Louis", True),
         ("It is St. Louis. St. Petersburg is not.", "St. Petersburg", "St. Louis", False),
         ("It is Petersburg.", "St. Petersburg", "St. Louis", False),
         ("New York City, in the state.", "New York City", "New York", True),
