@@ -14,7 +14,7 @@ nor where the word stands with this stop in the question or the expected text ("
 """
 
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 
 from nse.evaluation.probes import Rule
 
@@ -25,7 +25,7 @@ _NOT_IN_A_NUMBER = re.compile(r"\n|(?<!\d)[.,;:!?]|[.,;:!?](?!\d|\Z)")  # last i
 _ENDS_IN_DIGIT = re.compile(r"\d\W*\Z")
 _END_OF_LINE = re.compile(r"\n")
 _END_OF_SENTENCE = re.compile(r"\n|[.!?](?=\s|\Z)")
-_ONE_LETTER = re.compile(r"\w\.")
+_ONE_LETTER = re.compile(r"[^\W\d_]\.")
 _MARKS = "*_\"'(["
 """What may stand right before a word."""
 
@@ -118,6 +118,7 @@ def _beside(words: Sequence[str], place: int, length: int) -> tuple[str | None, 
 
 def _end(text: str, expected: str, rule: Rule, question: str = "") -> int | None:
     """Where the answer ends, None if it goes on to the end of the text."""
+    signs: Iterator[re.Match[str]]
     if rule == "states":
         known = {word.casefold().lstrip(_MARKS) for word in f"{question} {expected}".split()}
         signs = (sign for sign in _END_OF_SENTENCE.finditer(text) if not _abbreviates(text, sign, known))

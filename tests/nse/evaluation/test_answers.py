@@ -293,3 +293,19 @@ def test_a_sentence_has_ended_when_what_follows_its_stop_is_white_space() -> Non
     ):
         assert ended(text, "3", rule="states") == done
     assert ended("It is\n", "3", rule="states")
+
+
+def test_a_sentence_is_written_to_its_end_past_the_signs_that_end_a_clause(speaker) -> None:
+    prompts = list(SAID)
+    assert generate(speaker, prompts[4:]) == [" Oslo,"]
+    said = generate(speaker, prompts, expected=["St. Petersburg", "", "", "", "Oslo"], rule="states")
+    # a line's end, a full stop with white space after it, neither inside a number or a known abbreviation
+    assert said == [
+        " St. Petersburg, by the sea.\n",
+        " St. ",
+        " 3.5 a cup.\n",
+        " 1,000,000 a mile.\n",
+        " Oslo, by the sea.\n",
+    ]
+    found = ask(speaker, [Probe("chat_efficacy", "1", prompts[0], "St. Petersburg", "St. Louis", "states")])
+    assert (found[0].generated, found[0].passed) == ("St. Petersburg, by the sea", True)

@@ -94,10 +94,3 @@ def test_a_chat_answer_ends_where_the_template_ends_it(editable, monkeypatch) ->
     cut = next(i for i, token in enumerate(said) if i and token not in said[:i])
     monkeypatch.setattr("nse.architecture.end_of_answer", lambda _tokenizer: said[cut])
     assert generate(editable, PROMPTS[:1], max_new_tokens=4) == [editable.decode(said[:cut])]
-
-
-def test_a_sentence_is_written_to_its_end_and_a_clause_no_further(editable) -> None:
-    clause = generate(editable, PROMPTS, max_new_tokens=12)
-    sentence = generate(editable, PROMPTS, rule="states", max_new_tokens=12)
-    assert all(long.startswith(short) for long, short in zip(sentence, clause, strict=True))
-    assert sentence != clause
