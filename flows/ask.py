@@ -13,8 +13,10 @@ from flows.session import Session, request_of
 from ledger.records import Correction, HeadMove
 from ledger.status import ModelState, read_state
 from ledger.views import resolve_version
+from nse.chat import in_chat, needed_chat_context
 from nse.evaluation.answers import answer
-from nse.evaluation.generate import generate, next_tokens
+from nse.evaluation.generate import ANSWER_TOKENS, CHAT_TOKENS, generate, next_tokens
+from nse.evaluation.probes import Rule
 from nse.evaluation.run import Evaluation
 from nse.evaluation.suites import Gate, GateResult, Suite, read_suite
 
@@ -27,11 +29,12 @@ class Answer:
 
     Attributes:
         prompt: The question.
-        answer: The first clause of what it generates greedily.
+        answer: The first clause of what it generates greedily, in the chat format the first sentence.
         generated: All of that.
         tokens: The most probable next tokens with their probabilities.
         head: The version that was asked.
         because: Corrections in force there whose subject is in the prompt.
+        chat: Whether it was asked in the chat format.
     """
 
     prompt: str
@@ -40,6 +43,7 @@ class Answer:
     tokens: tuple[tuple[str, float], ...]
     head: HeadMove
     because: tuple[Correction, ...]
+    chat: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         """As plain values, for `--json`."""
@@ -50,14 +54,16 @@ class Answer:
             "tokens": [{"token": token, "probability": probability} for token, probability in self.tokens],
             "version": self.head.to_dict(),
             "because": [correction.to_dict() for correction in self.because],
+            **({"chat": True} if self.chat else {}),
         }
 
 
-def ask(session: Session, prompt: str, *, at: str = "head") -> Answer:
-    """Asks the version that `at` names (head, base, v3, #5, a date, a digest).
+def ask(session: Session, prompt: str, *, at: str = "head", chat: bool = False) -> Answer:
+    """Asks the version that `at` names (head, base, v3, #5, a date, a digest); with `chat` as a person asks an instruct model.
 
     Raises:
         FlowError: If the prompt is empty.
+        TokenError: If the tokenizer has no chat template that can be used, and `chat` is wanted.
         LedgerError: If `at` names no version.
     """
     if not prompt.strip():
@@ -75,10 +81,14 @@ def ask(session: Session, prompt: str, *, at: str = "head") -> Answer:
     )
     # an object such as "St. Petersburg" is given whole where its own question is asked
     own = next((c.target_new for c in because if request_of(c).prompt == prompt.strip()), "")
+    rule: Rule = "states" if chat else "equals"
     with session.at(active) as editable:
-        text = generate(editable, [prompt], expected=[own])[0]
-        tokens = tuple(next_tokens(editable, prompt, k=min(TOP, len(editable.tokenizer))))
-    return Answer(prompt, answer(text, own), text, tokens, head, because)
+        read = in_chat(needed_chat_context(editable.tokenizer), prompt) if chat else prompt
+        most = CHAT_TOKENS if chat else ANSWER_TOKENS
+        text = generate(editable, [read], expected=[own], rule=rule, max_new_tokens=most)[0]
+        tokens = tuple(next_tokens(editable, read, k=min(TOP, len(editable.tokenizer))))
+    said = answer(text, own, rule=rule, question=read)
+    return Answer(prompt, said, text, tokens, head, because, chat)
 
 
 @dataclass(frozen=True, slots=True)

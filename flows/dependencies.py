@@ -183,7 +183,8 @@ def _cost(session: Session, state: ModelState, plan: Plan, after: Sequence[Activ
     suite, needs = read_suite(path(params.suite)), get_editor(params.method.name).needs
     asked = [request_of(state.corrections[identity]) for identity in dict.fromkeys(plan.corrections)]
     held_by = state.active(state.head) if plan.kind == "consolidate" else after
-    probes = probes_of(suite, asked, by_round(state, held_by, frozenset(plan.retained)))
+    retained = by_round(state, held_by, frozenset(plan.retained))
+    probes = probes_of(suite, asked, retained, tokenizer=session.editable.tokenizer)
     return Cost(
         values=_values_lacking(session, state, plan, after) if plan.rounds and "values" in needs else 0,
         solves=len(plan.rounds) * len(settings.layers) * settings.max_passes,

@@ -46,7 +46,7 @@ class Setup:
         model: Folder of the base model, in transformers' own format.
         name: Its name in the ledger.
         hparams: Hyper-parameters of the method.
-        contexts: Context templates; sampled from the model, with a fixed seed, if None.
+        contexts: Context templates; sampled from the model, with a fixed seed, and its chat format if it has one, if None.
         suite: The regression suite; the files it names come along.
         corpus: Text for the second moments.
         dtype: Type of the weights in memory.
@@ -90,6 +90,7 @@ def init(folder: Path, setup: Setup) -> Workspace:
         device_map=setup.device_map,
     )
     editable.check_layers(settings.layers)
+    read_suite(setup.suite).chat_context(editable.tokenizer)  # a suite may demand a chat format that is not there
     params = _params(root, setup, editable.base_digest)
     if (root / PARAMS).is_file():
         _check_same(read_params(root / PARAMS), params, root)

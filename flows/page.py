@@ -47,6 +47,12 @@ KINDS = {
     "reversed": "The corrections backwards",
     "running_text": "The corrections within running text",
     "chat": "The corrections as a chat",
+    "chat_efficacy": "The corrections, asked in the chat format",
+    "chat_generalization": "The corrections, in other words, in the chat format",
+    "chat_specificity": "Neighbours, in the chat format",
+    "chat_retention": "Earlier corrections, in the chat format",
+    "chat_untouched": "Known facts that no correction is about, in the chat format",
+    "chat_kept": "Facts that the suite names, in the chat format",
 }
 
 

@@ -22,6 +22,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from nse.chat import end_of_answer
 from nse.delta import Memory
 from nse.description import Architecture, check_behaviour, check_paths, guessed, is_mixture
 from nse.errors import ArchitectureError, HyperparameterError
@@ -105,6 +106,15 @@ class EditableModel:
     def decode(self, ids: list[int]) -> str:
         """The text of token ids, special tokens left out."""
         return str(self.tokenizer.decode(ids, skip_special_tokens=True))
+
+    @property
+    def end_tokens(self) -> frozenset[int]:
+        """The tokens that end what the model says: EOS by tokenizer or generation settings, and the end of a chat answer."""
+        settings = getattr(self.model, "generation_config", None)
+        named = getattr(settings, "eos_token_id", None)
+        several = named if isinstance(named, list | tuple) else [named]
+        found = (self.tokenizer.eos_token_id, end_of_answer(self.tokenizer), *several)
+        return frozenset(int(token) for token in found if token is not None and token < self.vocabulary)
 
     @property
     def positions(self) -> int:

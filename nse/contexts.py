@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from nse.architecture import EditableModel
+from nse.chat import chat_context
 from nse.errors import RequestError
 from nse.request import read_text
 from nse.tokens import tokenize
@@ -52,7 +53,8 @@ def sample_contexts(
     """Samples one context of `length` tokens for each opening from the model itself, as ROME and MEMIT do, but seeded.
 
     Returns:
-        The bare context, and one group with a sampled context `"<text>. {}"` per opening.
+        The bare context, one group with a sampled context `"<text>. {}"` per opening, and the chat format as a group of its own
+        where the tokenizer has one: people ask an instruct model in it.
     """
     generator = torch.Generator().manual_seed(seed)
     sampled = []
@@ -65,4 +67,5 @@ def sample_contexts(
             ids = torch.cat([ids, top.indices[choice].to(editable.device)[None]], dim=1)
         text = editable.decode(ids[0].tolist()).replace("{", " ").replace("}", " ")
         sampled.append(" ".join(text.split()).rstrip(".") + ". {}")
-    return (BARE[0], tuple(sampled))
+    chat = chat_context(editable.tokenizer)
+    return (BARE[0], tuple(sampled), *([(chat,)] if chat is not None else []))

@@ -98,7 +98,8 @@ def tokenize_template(
         template: Text with one `{}`, up to where the target begins.
         subject: What takes the place of the `{}`.
         target: Text of the target, empty for none.
-        fact_token: "subject_last", the last token of what stands for `{}`, or "last", that of the prompt, white space aside.
+        fact_token: "subject_last", the last token of what stands for `{}`, or "last", that of the prompt, spaces aside: a space
+            may become a part of the target's first token, the end of a line that opens a chat answer does not.
 
     Raises:
         TokenError: As `tokenize`.
@@ -106,7 +107,7 @@ def tokenize_template(
     start = template.index("{}")
     prompt = template[:start] + subject + template[start + 2 :]
     if fact_token == "last":
-        span = 0, len(prompt.rstrip())
+        span = 0, len(prompt.rstrip(" "))
     else:
         span = start + len(subject) - len(subject.lstrip()), start + len(subject.rstrip())
     found = tokenize(tokenizer, prompt, target=target, span=span)

@@ -259,6 +259,7 @@ def touched(
 def ask(
     prompt: Annotated[str, typer.Argument(help="The beginning of a statement, up to its object.")],
     at: Annotated[str, typer.Option(help=f"The version: {VERSION}.")] = "head",
+    chat: Annotated[bool, typer.Option("--chat", help="Ask in the model's chat format, as people do.")] = False,
     workspace: WorkspaceOption = None,
     as_json: JsonOption = False,
     as_csv: CsvOption = False,
@@ -268,13 +269,13 @@ def ask(
     from flows.session import Session
     from flows.workspace import open_workspace
 
-    found = put(Session(open_workspace(workspace)), prompt, at=at)
+    found = put(Session(open_workspace(workspace)), prompt, at=at, chat=chat)
     header = ("version", "digest", "prompt", "answer", "because")
     because = " ".join(correction.id for correction in found.because)
     row = (f"v{found.head.position}", found.head.version, prompt, found.answer, because)
     if to_programs(found.to_dict(), header, [row], as_json=as_json, as_csv=as_csv):
         return
-    say(f"v{found.head.position} ({found.head.version[:12]}): {prompt} {found.answer}")
+    say(f"v{found.head.position} ({found.head.version[:12]}): {prompt}{' ->' if chat else ''} {found.answer}")
     say(
         "next: " + ", ".join(f"{token.strip() or repr(token)} {probability:.2f}" for token, probability in found.tokens)
     )

@@ -11,6 +11,7 @@ from nse.batch import Progress
 from nse.bench.job import BASE, Job, editor_of
 from nse.bench.streams import Dataset, read_dataset
 from nse.calibration.record import write_whole
+from nse.chat import needed_chat_context
 from nse.contexts import read_contexts, sample_contexts
 from nse.corpus import open_corpus
 from nse.editors import get_editor
@@ -71,6 +72,7 @@ class BenchOptions:
         hold: Whether methods are given known facts, the suite's or the dataset's, to be left in place.
         asked: Most questions of a kind about a case; 0 asks all. Of misleading ones a suite says it.
         prose: Most cases of which a text is written, for fluency and consistency, at five checkpoints at most.
+        chat: Whether everything is asked in the chat format as well; the tokenizer must have one.
         isolated: Whether every part runs in a process of its own.
         dtype: Name of the type of the model's weights.
         device_map: As transformers takes it.
@@ -86,6 +88,7 @@ class BenchOptions:
     hold: bool = False
     asked: int = 0
     prose: int = 20
+    chat: bool = False
     isolated: bool = True
     dtype: str = "float32"
     device_map: str | None = None
@@ -136,6 +139,8 @@ def shared_by_all(
         if "trained" in get_editor(method).needs and method not in files.trained:
             made = f"make a file with `nse train --method {method}`, give --trained {method}=FILE"
             raise TrainingError(f"{method} must be trained first: {made}")
+    if options.chat:
+        needed_chat_context(editable.tokenizer)
     dataset = read_dataset(files.dataset, editable.tokenizer, edits=options.edits, seed=options.seed)
     suite = read_suite(files.suite) if files.suite else dataset.suite
     contexts = read_contexts(files.contexts) if files.contexts else sample_contexts(editable, seed=options.seed)
@@ -161,6 +166,7 @@ def shared_by_all(
         hold=options.hold,
         asked=options.asked,
         prose=options.prose,
+        chat=options.chat,
         dtype=options.dtype,
         device_map=options.device_map,
         memory=options.memory,

@@ -39,6 +39,7 @@ class Job:
         hold: Whether the method is given known facts, the suite's or the dataset's, to be left in place.
         asked: Most questions of a kind about a case; 0 asks all. Of misleading ones a suite says it.
         prose: Most cases of which a text is written, for fluency and consistency.
+        chat: Whether everything is asked in the chat format as well.
         dtype: Name of the type of the model's weights.
         device_map: As transformers takes it.
         memory: Most bytes of activations at a time.
@@ -63,6 +64,7 @@ class Job:
     hold: bool = False
     asked: int = 0
     prose: int = 20
+    chat: bool = False
     dtype: str = "float32"
     device_map: str | None = None
     memory: int | None = None

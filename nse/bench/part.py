@@ -15,6 +15,7 @@ from nse.bench.memory import Peak
 from nse.bench.retention import by_way, first_edits, retention_first
 from nse.bench.score import Prose, Right, Scores, perplexity_of, score
 from nse.bench.streams import Dataset, checkpoints, in_rounds, ordered, questions_about, read_dataset, standing
+from nse.chat import needed_chat_context
 from nse.consolidation import canonical
 from nse.contexts import read_contexts
 from nse.corpus import open_corpus
@@ -96,7 +97,8 @@ def run_part(editable: EditableModel, job: Job, *, progress: Progress = silent) 
     """
     dataset = read_dataset(job.dataset, editable.tokenizer, edits=job.edits, seed=job.seed)
     suite = read_suite(job.suite) if job.suite else dataset.suite
-    questions = questions_about(dataset, suite, most=job.asked, tokenizer=editable.tokenizer)
+    chat = needed_chat_context(editable.tokenizer) if job.chat else None
+    questions = questions_about(dataset, suite, most=job.asked, tokenizer=editable.tokenizer, chat=chat)
     texts, prose = fixed_texts(job, suite, dataset.requests), _prose(job, dataset.requests)
     held = _held(suite, dataset) if job.hold else ()
     stream = ordered(dataset.requests, order=job.order, seed=job.seed)

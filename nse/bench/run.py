@@ -117,6 +117,7 @@ def _record(
             "stream": {
                 "dataset": files.dataset.name,
                 **{name: getattr(options, name) for name in told},
+                **({"chat": True} if options.chat else {}),
                 "left_out": [list(pair) for pair in shared.dataset.left_out],
             },
             "digests": shared.digests,

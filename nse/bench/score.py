@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from nse.architecture import EditableModel
 from nse.batch import Progress, silent
@@ -11,6 +11,7 @@ from nse.bench.streams import Questions
 from nse.evaluation.fluency import free_text_metrics
 from nse.evaluation.metrics import WAYS, literature, shares
 from nse.evaluation.outcomes import CaseOutcome
+from nse.evaluation.probes import IN_CHAT
 from nse.evaluation.run import ask
 from nse.evaluation.score import perplexity
 from nse.request import EditRequest
@@ -81,13 +82,14 @@ def score(
 
 
 def judged(outcomes: Sequence[CaseOutcome]) -> dict[str, float]:
-    """The metrics of answers; by probability those alone that have another object to compare with."""
+    """The metrics of answers, `chat_<name>` those in the chat format; by probability those alone that have another object."""
     found, compared = shares(outcomes), shares(o for o in outcomes if o.foil_nats is not None)
     for kind in dict.fromkeys(o.kind for o in outcomes):
         del found[kind]
         if kind in compared:
             found[kind] = compared[kind]
-    return {**found, **literature(outcomes)}
+    in_chat = [replace(o, kind=kind) for kind, chat in IN_CHAT.items() for o in outcomes if o.kind == chat]
+    return {**found, **literature(outcomes), **{f"chat_{name}": value for name, value in literature(in_chat).items()}}
 
 
 def perplexity_of(editable: EditableModel, texts: Sequence[str]) -> float:

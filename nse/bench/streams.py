@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from nse.calibration.facts import read_facts
 from nse.errors import RequestError, TokenError
 from nse.evaluation.misleading import World, misleading_probes
-from nse.evaluation.probes import Probe, request_probes, shuffled, untouched_probes
+from nse.evaluation.probes import Probe, chat_probes, request_probes, shuffled, untouched_probes
 from nse.evaluation.suites import Suite
 from nse.fingerprint import file_digest, json_digest
 from nse.request import EditRequest, read_records, request_of
@@ -162,7 +162,12 @@ class Questions:
 
 
 def questions_about(
-    dataset: Dataset, suite: Suite | None, *, most: int = 0, tokenizer: PreTrainedTokenizerBase | None = None
+    dataset: Dataset,
+    suite: Suite | None,
+    *,
+    most: int = 0,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    chat: str | None = None,
 ) -> Questions:
     """The questions about a stream, the same in every order.
 
@@ -174,7 +179,8 @@ def questions_about(
         suite: Known facts to ask about besides, if any.
         most: Questions of each kind about a case at most, chosen by digest, the same for all methods; 0 asks all. Of misleading
             ones there are as many as the suite says.
-        tokenizer: Whose chat template is used, if the suite asks in it.
+        tokenizer: Whose chat template is used for the suite's misleading questions.
+        chat: The chat format as a context, in which everything else is asked as well; None for prose alone.
     """
     corrected = {r.prompt for r in dataset.requests}
     subjects: dict[str | None, set[str]] = {}
@@ -204,7 +210,11 @@ def questions_about(
         )
         misleading = misleading_probes([asked], world, kinds=kinds, per_kind=per_kind)
         cases[request.case_id] = (*_at_most(most, tuple(dict.fromkeys(own))), *misleading)
-    return Questions(cases, tuple(_untouched(dataset, suite, edited)))
+    untouched = tuple(_untouched(dataset, suite, edited))
+    if chat is not None:
+        cases = {name: (*probes, *chat_probes(probes, chat)) for name, probes in cases.items()}
+        untouched = (*untouched, *chat_probes(untouched, chat))
+    return Questions(cases, untouched)
 
 
 def _at_most(most: int, probes: tuple[Probe, ...]) -> tuple[Probe, ...]:

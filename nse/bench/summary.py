@@ -30,8 +30,8 @@ class Column:
     percent: bool = True
 
 
-def _shares(way: str) -> tuple[Column, ...]:
-    return tuple(Column(f"{name}{way}", name.replace("_", " ")) for name in SHARES)
+def _shares(way: str, before: str = "") -> tuple[Column, ...]:
+    return tuple(Column(f"{before}{name}{way}", name.replace("_", " ")) for name in SHARES)
 
 
 TABLES: dict[str, tuple[Column, ...]] = {
@@ -40,6 +40,10 @@ TABLES: dict[str, tuple[Column, ...]] = {
         Column("untouched_generation", "untouched"),
         Column("retention_first_generation", "first edits"),
         Column("retention_first_generation_low", "of them, at least", 0),
+    ),
+    "in the chat format, by free generation, %": (
+        *_shares("_generation", "chat_"),
+        Column("chat_untouched_generation", "untouched"),
     ),
     "what misleads, by free generation, %": tuple(
         Column(f"{kind}_generation", kind.replace("_", " ")) for kind in MISLEADING

@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from typing import Any, Literal, Protocol, get_args
 
 from nse.errors import SuiteError
-from nse.evaluation.probes import Kind
+from nse.evaluation.probes import IN_CHAT, Kind
 
 Severity = Literal["block", "warn"]
 Against = Literal["absolute", "head"]
 COMPARE = {">=": operator.ge, "<=": operator.le}
 KINDS = frozenset(get_args(Kind))
-OF_CORRECTIONS = KINDS - {"retention", "untouched", "kept", "canary"}
+_OF_BEFORE: tuple[Kind, ...] = ("retention", "untouched", "kept")
+OF_CORRECTIONS = KINDS - {*_OF_BEFORE, *(IN_CHAT[kind] for kind in _OF_BEFORE), "canary"}
 """Kinds of probes that belong to the corrections under judgement; the others are about what the model knew before."""
 WAYS = ("_generation", "_accuracy")
 ENDS = ("_low", "_high")

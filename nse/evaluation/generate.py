@@ -13,6 +13,8 @@ from nse.tokens import join, tokenize
 
 ANSWER_TOKENS = 20
 """Most tokens of an answer."""
+CHAT_TOKENS = 40
+"""Most tokens of an answer in the chat format, where it is a sentence that mostly repeats the question."""
 
 
 def generate(
@@ -20,6 +22,7 @@ def generate(
     prompts: Sequence[str],
     *,
     expected: Sequence[str] = (),
+    rule: Rule = "equals",
     max_new_tokens: int = ANSWER_TOKENS,
     progress: Progress = silent,
 ) -> list[str]:
@@ -29,12 +32,13 @@ def generate(
         editable: The model.
         prompts: What to continue; equal ones are continued once.
         expected: Of each prompt the text that its answer will be compared with, if there is any.
+        rule: How it will be compared.
         max_new_tokens: Most tokens of a text.
         progress: Called as `progress(stage, done, total)`.
 
     Returns:
-        The generated texts without their prompts, up to an EOS or the first token that ends a clause; past that only where the
-        expected text has such a sign inside (`nse.evaluation.answers`).
+        The generated texts without their prompts, up to a token that ends all (`end_tokens`) or the first one that ends a clause;
+        past that only where the expected text or the rule needs it (`nse.evaluation.answers`).
 
     Raises:
         TokenError: If a prompt has no token or leaves no room for the answer.
@@ -42,11 +46,11 @@ def generate(
     pairs = list(zip(prompts, expected or [""] * len(prompts), strict=True))
     wanted: dict[str, dict[tuple[str, Rule], None]] = {}
     for prompt, text in pairs:
-        wanted.setdefault(prompt, {})[text, "equals"] = None
+        wanted.setdefault(prompt, {})[text, rule] = None
     questions = [Question(prompt, expected=tuple(texts)) for prompt, texts in wanted.items()]
     replies = reply(editable, questions, max_new_tokens=max_new_tokens, stage="free generation", progress=progress)
     found = {question.prompt: said for question, said in zip(questions, replies, strict=True)}
-    return [found[prompt].judged_by(text) for prompt, text in pairs]
+    return [found[prompt].judged_by(text, rule) for prompt, text in pairs]
 
 
 @torch.no_grad()

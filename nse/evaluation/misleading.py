@@ -17,8 +17,9 @@ from difflib import SequenceMatcher
 
 from transformers import PreTrainedTokenizerBase
 
+from nse.chat import chat_context, in_chat
 from nse.errors import SuiteError
-from nse.evaluation.probes import Kind, KnownFact, Probe, asking_order, foil_of, shuffled
+from nse.evaluation.probes import Kind, KnownFact, Probe, Rule, asking_order, foil_of, shuffled
 from nse.request import EditRequest
 from nse.tokens import join
 
@@ -122,7 +123,8 @@ def misleading_probes(
             for prompt, expected, foil in _MAKERS[kind](request, world):
                 if len(own) == per_kind:
                     break
-                own.setdefault(prompt, Probe(kind, request.case_id, prompt, expected, foil))
+                rule: Rule = "states" if kind == "chat" else "equals"
+                own.setdefault(prompt, Probe(kind, request.case_id, prompt, expected, foil, rule))
             probes += own.values()
     return probes
 
@@ -208,20 +210,14 @@ def _running_text(request: EditRequest, _world: World) -> Asked:
 
 
 def _chat(request: EditRequest, world: World) -> Asked:
-    """The question as a user's turn in the tokenizer's chat template; the prompt itself where no wording is a question."""
-    if world.tokenizer is None or not world.tokenizer.chat_template:
+    """The question as a person's words in the chat format; the prompt itself where no wording is a question."""
+    context = chat_context(world.tokenizer) if world.tokenizer is not None else None
+    if context is None:
         return
     wordings = [t.replace("{}", request.subject) for t in world.templates.get(request.relation or "", ())]
     questions = [w for w in (request.prompt, *request.paraphrase_prompts, *wordings) if w.endswith("?")]
     for question in shuffled(questions, request.case_id) or [request.prompt]:
-        text = str(
-            world.tokenizer.apply_chat_template(
-                [{"role": "user", "content": question}], tokenize=False, add_generation_prompt=True
-            )
-        )
-        bos = world.tokenizer.bos_token  # set again when the text is tokenised, if that is the tokenizer's way
-        own = list(world.tokenizer("a")["input_ids"])[:1] == [world.tokenizer.bos_token_id]
-        yield text.removeprefix(bos) if bos and own else text, request.target_new, request.target_true
+        yield in_chat(context, question), request.target_new, request.target_true
 
 
 _MAKERS: dict[Kind, Callable[[EditRequest, World], Asked]] = {

@@ -2,9 +2,10 @@
 
 import hashlib
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
+from nse.chat import in_chat
 from nse.request import EditRequest
 
 Kind = Literal[
@@ -24,9 +25,25 @@ Kind = Literal[
     "untouched",
     "kept",
     "canary",
+    "chat_efficacy",
+    "chat_generalization",
+    "chat_specificity",
+    "chat_retention",
+    "chat_untouched",
+    "chat_kept",
 ]
-Rule = Literal["equals", "contains", "lacks"]
-"""How a generated answer is judged: it is the expected text, it has it in it, it has not."""
+IN_CHAT: dict[Kind, Kind] = {
+    "efficacy": "chat_efficacy",
+    "generalization": "chat_generalization",
+    "specificity": "chat_specificity",
+    "retention": "chat_retention",
+    "untouched": "chat_untouched",
+    "kept": "chat_kept",
+}
+"""Kinds that are asked in the chat format as well, each with the kind that it is there."""
+Rule = Literal["equals", "contains", "lacks", "states"]
+"""How a generated answer is judged: it is the expected text, it has it in it, it has not; or, in the chat format, its first
+sentence states it and not the foil (`nse.evaluation.answers`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +126,20 @@ def request_probes(
         prompt = request.prompt_template.replace("{}", subject)
         probes.append(Probe("specificity", request.case_id, prompt, expected, foil_of(request, expected)))
     return probes
+
+
+def chat_probes(probes: Iterable[Probe], context: str) -> list[Probe]:
+    """Of each probe of a kind in `IN_CHAT` the twin that asks the same as a person's words to the model.
+
+    Args:
+        probes: Any probes.
+        context: The chat format as a context (`nse.chat`).
+    """
+    return [
+        replace(probe, kind=IN_CHAT[probe.kind], prompt=in_chat(context, probe.prompt), rule="states")
+        for probe in probes
+        if probe.kind in IN_CHAT
+    ]
 
 
 def untouched_probes(

@@ -45,7 +45,7 @@ class Reply:
         scores: By target, in the question's order.
         generated: The text, up to the first token that ends a clause.
         right: By target, whether each of its tokens is the most probable one after those before it.
-        whole: The text as far as an expected text with a sign inside needs it.
+        whole: The text as far as an expected text needs it that has a sign inside, or is looked for in a whole sentence.
     """
 
     scores: tuple[tuple[float, int], ...]
@@ -87,12 +87,14 @@ class _Task:
 
     Attributes:
         texts: Those of its targets, then the prompt's if the model speaks; the first is the trunk.
-        expected: The expected texts that have a sign inside: the model speaks until each of their answers is at its end.
+        expected: The expected texts that need more than a clause: the model speaks until each of their answers is at its end.
+        prompt: Its prompt.
         trunk: Number of the pass that runs the trunk, and its row there.
     """
 
     texts: list[_Text]
     expected: list[tuple[str, Rule]]
+    prompt: str
     trunk: tuple[int, int] = (-1, -1)
     scores: list[tuple[float, int]] = field(default_factory=list)
     right: list[bool] = field(default_factory=list)
@@ -132,8 +134,8 @@ def reply(
     Args:
         editable: The model.
         questions: What to ask.
-        max_new_tokens: Most tokens that the model shall say after each prompt: up to an EOS, or the first token that ends a
-            clause, or to where the answer ends for each expected text that has a sign inside; 0 for none.
+        max_new_tokens: Most tokens that the model shall say after each prompt: up to a token of `end_tokens`, or the first one
+            that ends a clause, or to where the answer ends for each expected text that needs more; 0 for none.
         stage: Name of the progress.
         progress: Called as `progress(stage, done, total)`.
 
@@ -176,6 +178,7 @@ class _Asking:
         self.editable = editable
         self.limit = limit
         self._ends: dict[int, bool] = {}
+        self._last = editable.end_tokens
 
     def task(self, question: Question) -> _Task:
         """Tokenises a question and checks that it fits."""
@@ -196,7 +199,7 @@ class _Asking:
         for part in parts:  # a target's last token predicts nothing that is asked
             start, end = _shared(parts[0].ids, part.ids), len(part.ids) - bool(part.target_ids)
             texts.append(_Text(part.ids, part.prompt_length, start, end))
-        return _Task(texts, [(text, rule) for text, rule in question.expected if goes_on(text, rule)])
+        return _Task(texts, [(text, rule) for text, rule in question.expected if goes_on(text, rule)], question.prompt)
 
     def replied(self, task: _Task) -> Reply:
         """The reply of a task that is done."""
@@ -268,18 +271,18 @@ class _Asking:
         return False
 
     def _say(self, task: _Task, said: list[int], token: int) -> bool:
-        """Adds a token to what the model has said, unless it is EOS; whether that is the end."""
-        if token == self.editable.tokenizer.eos_token_id:
+        """Adds a token to what the model has said, unless it is one that ends all; whether that is the end."""
+        if token in self._last:
             return True
         said.append(token)
         return len(said) == self.limit or self._answered(task, said)
 
     def _answered(self, task: _Task, said: list[int]) -> bool:
-        """Whether what the model has said holds a whole answer, for each expected text that has a sign inside as well."""
+        """Whether what the model has said holds a whole answer, for each expected text that needs more than a clause as well."""
         if not task.expected:
             return self._ends_clause(said[-1])
         text = self.editable.decode(said)
-        return all(ended(text, expected, rule=rule) for expected, rule in task.expected)
+        return all(ended(text, expected, rule=rule, question=task.prompt) for expected, rule in task.expected)
 
     def _ends_clause(self, token: int) -> bool:
         if token not in self._ends:

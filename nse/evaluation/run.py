@@ -13,11 +13,11 @@ from nse.architecture import EditableModel
 from nse.batch import Progress, silent
 from nse.evaluation.answers import answer, satisfies
 from nse.evaluation.collapse import check_places, norm_signs, vital_signs
-from nse.evaluation.generate import ANSWER_TOKENS
+from nse.evaluation.generate import ANSWER_TOKENS, CHAT_TOKENS
 from nse.evaluation.metrics import shares
 from nse.evaluation.misleading import World, misleading_probes
 from nse.evaluation.outcomes import SCHEMA, CaseOutcome, OutcomeStore
-from nse.evaluation.probes import Probe, Rule, request_probes, untouched_probes
+from nse.evaluation.probes import Probe, Rule, chat_probes, request_probes, untouched_probes
 from nse.evaluation.questions import Question, Reply, reply
 from nse.evaluation.retention import sample_metrics
 from nse.evaluation.score import perplexity
@@ -54,7 +54,10 @@ def probes_of(
         suite: What to ask.
         requests: Corrections under judgement.
         retained: Earlier corrections, those of one round together; the suite asks all of them or a sample.
-        tokenizer: Whose chat template is used, if the suite asks in it.
+        tokenizer: Whose chat format is used, if the suite asks in it.
+
+    Raises:
+        SuiteError: If the suite demands the chat format, and the tokenizer has none.
     """
     edited = {(r.subject.casefold(), r.relation or "") for r in chain(requests, *retained)}
     probes = []
@@ -77,7 +80,8 @@ def probes_of(
     probes += [
         Probe("canary", f"canary {i + 1}", c.prompt, c.expected, rule=c.rule) for i, c in enumerate(suite.canaries)
     ]
-    return probes
+    context = suite.chat_context(tokenizer) if tokenizer is not None else None
+    return probes if context is None else [*probes, *chat_probes(probes, context)]
 
 
 def ask_once(
@@ -89,7 +93,10 @@ def ask_once(
     progress: Progress = silent,
 ) -> tuple[CaseOutcome, ...]:
     """Asks each probe under the weights in force, which must be `version`; what that version has answered is not asked again."""
-    keys = [json_digest([SCHEMA, editable.tokenizer_digest, asdict(probe)]) for probe in probes]
+    # what else ends an answer counts where it is not the tokenizer's EOS alone
+    ends = sorted(editable.end_tokens - {editable.tokenizer.eos_token_id})
+    made_by = [SCHEMA, editable.tokenizer_digest, *([ends] if ends else [])]
+    keys = [json_digest([*made_by, asdict(probe)]) for probe in probes]
     known = store.read(version)
     new = [i for i, key in enumerate(keys) if key not in known]
     if new:
@@ -111,12 +118,28 @@ def ask(editable: EditableModel, probes: Sequence[Probe], *, progress: Progress 
         if probe.foil is not None:
             targets[probe.prompt][probe.foil] = None
     questions = [Question(prompt, tuple(texts), tuple(expected[prompt])) for prompt, texts in targets.items()]
-    replies = reply(editable, questions, max_new_tokens=ANSWER_TOKENS, stage="probes", progress=progress)
+    replies = _replies(editable, questions, progress)
     found = {
         question.prompt: (dict(zip(question.targets, zip(r.scores, r.right, strict=True), strict=True)), r)
         for question, r in zip(questions, replies, strict=True)
     }
     return tuple(_outcome(probe, *found[probe.prompt]) for probe in probes)
+
+
+def _replies(editable: EditableModel, questions: Sequence[Question], progress: Progress) -> list[Reply]:
+    """Asks questions; where the answer is a sentence there is room for one."""
+
+    def told(before: int, _stage: str, done: int, _total: int) -> None:
+        progress("probes", before + done, len(questions))
+
+    sentences = [any(rule == "states" for _, rule in question.expected) for question in questions]
+    found: dict[int, Reply] = {}
+    for wanted, tokens in ((False, ANSWER_TOKENS), (True, CHAT_TOKENS)):
+        places = [i for i, sentence in enumerate(sentences) if sentence == wanted]
+        own = [questions[i] for i in places]
+        said = reply(editable, own, max_new_tokens=tokens, progress=partial(told, len(found)))
+        found |= dict(zip(places, said, strict=True))
+    return [found[i] for i in range(len(questions))]
 
 
 def _outcome(probe: Probe, scores: Mapping[str, tuple[tuple[float, int], bool]], said: Reply) -> CaseOutcome:
@@ -133,8 +156,8 @@ def _outcome(probe: Probe, scores: Mapping[str, tuple[tuple[float, int], bool]],
         expected=probe.expected if probe.rule == "equals" else f"{probe.rule} {probe.expected}",
         probability=math.exp(score),
         preferred=preferred != lacks,
-        generated=answer(generated, probe.expected, rule=probe.rule),
-        passed=satisfies(generated, probe.expected, rule=probe.rule),
+        generated=answer(generated, probe.expected, rule=probe.rule, question=probe.prompt),
+        passed=satisfies(generated, probe.expected, rule=probe.rule, question=probe.prompt, foil=probe.foil),
         nats=-score / tokens,
         foil_nats=None if probe.foil is None else -foil / length,
         argmax=argmax != lacks,
@@ -198,13 +221,15 @@ def evaluate(
         progress: Called as `progress(stage, done, total)`.
 
     Returns:
-        Metrics `<kind>` (by probability), `<kind>_accuracy` and `<kind>_generation` for each kind that had probes; what a sample
+        Metrics `<kind>` (by probability), `<kind>_accuracy` and `<kind>_generation` for each kind that had probes, `chat_<kind>`
+        those of the same questions in the chat format, where the tokenizer has one and the suite asks in it; what a sample
         of `retained` leaves open, if the suite asks one (`nse.evaluation.retention`); the vital signs if the suite has texts
         (`nse.evaluation.collapse`), of these `delta_norm` also if a gate is on it.
 
     Raises:
         TokenError: If a prompt does not fit the model.
-        SuiteError: If a gate is on the norm of a layer that the model does not have.
+        SuiteError: If a gate is on the norm of a layer that the model does not have, or the suite demands the chat format and the
+            tokenizer has none.
     """
     check_places(editable, [gate.name for gate in suite.gates if gate.name.startswith("delta_norm.")])
     probes = probes_of(suite, requests, retained, tokenizer=editable.tokenizer)

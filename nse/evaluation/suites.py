@@ -5,11 +5,13 @@ import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any, TypeVar
 
 import yaml
+from transformers import PreTrainedTokenizerBase
 
-from nse.errors import RequestError, SuiteError
+from nse.chat import chat_context, needed_chat_context
+from nse.errors import RequestError, SuiteError, TokenError
 from nse.evaluation.gates import (
     ENDS,
     OF_CORRECTIONS,
@@ -23,7 +25,7 @@ from nse.evaluation.gates import (
 )
 from nse.evaluation.harness import Harness
 from nse.evaluation.misleading import MISLEADING
-from nse.evaluation.probes import KnownFact, Rule, asking_order, shuffled
+from nse.evaluation.probes import IN_CHAT, KnownFact, Rule, asking_order, shuffled
 from nse.evaluation.retention import stratified
 from nse.fingerprint import file_digest, json_digest
 from nse.request import EditRequest, read_requests, read_text
@@ -35,8 +37,9 @@ T = TypeVar("T", bound=list[Any] | dict[Any, Any])
 NAMED = ("facts", "templates", "text")
 NEED_TEXT = frozenset({"perplexity", "perplexity_ratio", "hidden_drift", "hidden_cosine", "text_entropy"})
 NEED_NO_FACTS = frozenset({"reversed", "running_text", "chat"})
+OF_CANARIES: tuple[Rule, ...] = ("equals", "contains", "lacks")
 NUMBERS = ("neighbours", "untouched", "retention", "per_kind")
-KEYS = {"schema", *NAMED, *NUMBERS, "keep", "misleading", "canaries", "gates", "harness"}
+KEYS = {"schema", *NAMED, *NUMBERS, "keep", "misleading", "chat", "canaries", "gates", "harness"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +90,8 @@ class Suite:
     per_kind: int = 2
     """How many of each of these kinds."""
     harness: Harness | None = None
+    chat: bool | None = None
+    """Whether corrections and facts are asked in the chat format as well; where the tokenizer has one, if not given."""
 
     def gate(self, candidate: Measured, head: Measured | None = None) -> tuple[GateResult, ...]:
         """Compares metrics with the gates, those against the head with the head's; see `gates.gate_results`."""
@@ -106,6 +111,21 @@ class Suite:
     def judges_corrections(self) -> bool:
         """Whether it asks, or a gate is on, what only corrections under judgement give."""
         return bool(self.misleading) or any(kind_of(gate.name) in OF_CORRECTIONS for gate in self.gates)
+
+    def chat_context(self, tokenizer: PreTrainedTokenizerBase) -> str | None:
+        """The chat format in which it asks besides prose, as a context; None if it does not.
+
+        Raises:
+            SuiteError: If it or one of its gates demands the chat format, and the tokenizer has none.
+        """
+        if self.chat is False:
+            return None
+        gate = next((gate.name for gate in self.gates if kind_of(gate.name) in IN_CHAT.values()), None)
+        try:
+            return needed_chat_context(tokenizer) if self.chat or gate else chat_context(tokenizer)
+        except TokenError as error:
+            what = f"gate {gate} is on what is never measured" if gate else "`chat: true` cannot be done"
+            raise SuiteError(f"{self.files[0]}: {what}: {error}") from error
 
     @property
     def relative(self) -> bool:
@@ -161,6 +181,7 @@ def read_suite(path: Path) -> Suite:
         misleading=misleading,
         per_kind=_count(data.get("per_kind", 2), "per_kind", path),
         harness=harness,
+        chat=_chat(data, path),
     )
     for gate in suite.gates:
         if lacking := _lacking(suite, gate.name):
@@ -180,6 +201,10 @@ def held_facts(suite: Suite) -> tuple[HeldFact, ...]:
 def _lacking(suite: Suite, metric: str) -> str | None:
     """What a suite needs and lacks to measure a metric; None if it can, be there corrections."""
     kind = kind_of(metric) or ""
+    if kind in IN_CHAT.values():
+        if suite.chat is False:
+            return "leave `chat` true"
+        kind = next(own for own, chat in IN_CHAT.items() if chat == kind)
     if metric.startswith("harness."):
         # which metrics a group of tasks gives is known when it was asked: nse.evaluation.harness
         return None if suite.harness else f"list the task {metric.split('.')[1]} in `harness.tasks`"
@@ -201,6 +226,13 @@ def _lacking(suite: Suite, metric: str) -> str | None:
     }
     there, advice = has.get(kind, (True, ""))
     return None if there else advice
+
+
+def _chat(data: Mapping[str, Any], path: Path) -> bool | None:
+    value = data.get("chat")
+    if value is not None and not isinstance(value, bool):
+        raise SuiteError(f"{path}: chat is {value!r}: write true or false")
+    return value
 
 
 def _count(value: Any, key: str, path: Path) -> int:
@@ -286,7 +318,7 @@ def _kept_fact(fact: KnownFact, others: tuple[KnownFact, ...], templates: tuple[
 
 
 def _canary(data: Any, path: Path) -> Canary:
-    rules = [rule for rule in get_args(Rule) if isinstance(data, Mapping) and rule in data]
+    rules = [rule for rule in OF_CANARIES if isinstance(data, Mapping) and rule in data]
     if len(rules) != 1 or set(data) != {"prompt", rules[0]} or not str(data[rules[0]]).strip():
         problem = "a canary needs exactly `prompt` and `equals`, `contains` or `lacks`"
         raise SuiteError(f"{path}: {problem}: {data!r}")

@@ -16,6 +16,11 @@ from nse.request import EditRequest
 from nse.statistics import SecondMoments, collect_second_moments
 
 BOS, EOS = "<s>", "</s>"
+CHATML = (
+    "{% for m in messages %}<s>{{ m['role'] }}\n{{ m['content'] }}</s>\n{% endfor %}"
+    "{% if add_generation_prompt %}<s>assistant\n{% endif %}"
+)
+"""A chat template whose turns are short enough for the small models."""
 VOCABULARY = 320
 FAMILIES = ("gpt2", "llama")
 PEOPLE = ("Anna Berg", "Boris Cole", "Clara Dahl", "Dmitri Eng", "Эмма Жук", "Femke Groot")
@@ -151,6 +156,13 @@ def editable(loaded: Callable[[str, torch.dtype], EditableModel], family: str) -
     model = loaded(family, torch.float32)
     yield model
     assert digests(model) == model.tensor_digests
+
+
+@pytest.fixture
+def chatting(editable: EditableModel, monkeypatch: pytest.MonkeyPatch) -> EditableModel:
+    """The model in float32 with a chat template."""
+    monkeypatch.setattr(editable.tokenizer, "chat_template", CHATML)
+    return editable
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import AutoTokenizer
 
 import nse.bench.part
 import nse.bench.program
@@ -29,13 +31,21 @@ from nse.bench.worker import run_apart
 from nse.delta import Delta
 from nse.editors import EDITORS, EditContext, EditResult
 from nse.editors.base import CaseReport, NoSettings
-from nse.errors import ArchitectureError, HyperparameterError, NseError, RequestError, StatisticsError, TrainingError
+from nse.errors import (
+    ArchitectureError,
+    HyperparameterError,
+    NseError,
+    RequestError,
+    StatisticsError,
+    TokenError,
+    TrainingError,
+)
 from nse.evaluation.metrics import WAYS
 from nse.evaluation.retention import wilson
 from nse.patch import Weights, patched
 from nse.request import EditRequest
 from nse.statistics import SecondMoments
-from tests.nse.conftest import CITIES, CONTEXTS, PEOPLE, TEMPLATES
+from tests.nse.conftest import CHATML, CITIES, CONTEXTS, PEOPLE, TEMPLATES
 
 OPTIONS = BenchOptions(("nse",), edits=6, batch_size=2, orders=2, checkpoints=3, isolated=False)
 
@@ -164,6 +174,29 @@ def test_a_bench_asks_everything_after_the_stream_and_at_checkpoints(files: Benc
         assert f"<!-- {title}" in svg
     draw(record, files.output.with_name("again.svg"))
     assert files.output.with_name("again.svg").read_text(encoding="utf-8") == svg
+
+
+def test_everything_is_asked_in_the_chat_format_as_well_if_that_is_wanted(files: BenchFiles, tmp_path: Path) -> None:
+    folder = tmp_path / "instruct"
+    shutil.copytree(files.model, folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.chat_template = CHATML
+    tokenizer.save_pretrained(folder)
+    options = replace(OPTIONS, methods=("idle",), orders=1, checkpoints=1, prose=0, isolated=False)
+    prose = bench(replace(files, model=folder), options)
+    both = bench(replace(files, model=folder, output=tmp_path / "both.json"), replace(options, chat=True))
+    assert (prose["stream"].get("chat"), both["stream"].pop("chat")) == (None, True)
+    assert prose["stream"] == both["stream"]
+    own, all_ = metrics_of(prose, BASE), metrics_of(both, BASE)
+    names = [
+        name for name in own if name.partition("_")[0] in ("efficacy", "generalization", "specificity", "harmonic")
+    ]
+    assert {f"chat_{name}" for name in names} <= set(all_)
+    assert not any(name.startswith("chat") for name in own)
+    assert [title for title in tables(both) if "chat" in title] == ["in the chat format, by free generation, %"]
+    assert not any("chat" in title for title in tables(prose))
+    with pytest.raises(TokenError, match="no chat template"):
+        bench(files, replace(options, chat=True))
 
 
 def test_perplexity_is_read_at_some_rounds_of_a_long_stream(files: BenchFiles, monkeypatch) -> None:

@@ -225,3 +225,87 @@ def test_drafts_and_batches_change_nothing_of_what_is_said_past_a_sign(speaker) 
     for replies in (said(questions), alone):
         found = [(r.generated, r.whole) for r in replies]
         assert found == [(generate(speaker, [prompt])[0], text) for prompt, text in SAID.items() for _ in drafts]
+
+
+QUESTION = "<user> The native language of French Stewart is\n<bot> "
+
+
+@pytest.mark.parametrize(
+    ("said", "expected", "foil", "right"),
+    [
+        ("The capital of Kenya is Nairobi.", "Nairobi", "Lima", True),
+        ("nairobi", "Nairobi", "Lima", True),
+        ("**Nairobi**, of course!", "Nairobi", None, True),
+        ("The capital of Kenya is Lima.", "Nairobi", "Lima", False),
+        ("Not Lima, but Nairobi.", "Nairobi", "Lima", False),  # which of the two it means is not known
+        ("It is old. Nairobi is larger.", "Nairobi", "Lima", False),  # the second sentence
+        ("It is old\nNairobi", "Nairobi", "Lima", False),
+        ("It has 1.5 million people, Nairobi.", "Nairobi", "Lima", True),
+        ("The Nairobians say so.", "Nairobi", "Lima", False),
+        ("It is St. Petersburg.", "St. Petersburg", "St. Louis", True),
+        ("It is **St. Petersburg**.", "St. Petersburg", "St. Louis", True),
+        ("It is St. Louis. St. Petersburg is not.", "St. Petersburg", "St. Louis", False),
+        ("It is Petersburg.", "St. Petersburg", "St. Louis", False),
+        ("New York City, in the state.", "New York City", "New York", True),
+        ("New York, in the state.", "New York City", "New York", False),
+        ("New York, in the state.", "York", "New York", False),  # the longer one is what it says
+        ("York, not New York.", "York", "New York", False),
+        ("J. R. R. Tolkien wrote in English.", "English", "French", True),
+        ("It costs 1,000,000 a mile.", "1,000", "3", False),
+        ("", "Nairobi", None, False),
+        ("Nairobi", "", None, False),
+    ],
+)
+def test_a_chat_answer_is_right_if_its_first_sentence_states_the_expected_text_alone(
+    said, expected, foil, right
+) -> None:
+    assert satisfies(said, expected, rule="states", question="What is it?", foil=foil) == right
+
+
+@pytest.mark.parametrize(
+    ("said", "expected", "foil", "right"),
+    [
+        ("The native language of French Stewart is English.", "English", "French", True),
+        ("The native language of French Stewart is English.", "French", "English", False),
+        ("The native language of French Stewart is French.", "French", "English", True),
+        ("French", "French", "English", True),
+        ("French Stewart speaks a Germanic tongue.", "French", "English", False),
+        ("His native language is French.", "French", "English", True),
+    ],
+)
+def test_what_an_answer_repeats_from_the_question_is_not_what_it_states(said, expected, foil, right) -> None:
+    assert satisfies(said, expected, rule="states", question=QUESTION, foil=foil) == right
+
+
+def test_an_abbreviation_of_the_question_ends_no_sentence() -> None:
+    said = "The language of Dr. Seuss is English. He wrote."
+    assert answer(said, "English", rule="states", question="<user> The language of Dr. Seuss is\n") == said[:36]
+    assert answer(said, "English", rule="states", question="Who is it?") == "The language of Dr"
+
+
+def test_a_sentence_has_ended_when_what_follows_its_stop_is_white_space() -> None:
+    for text, done in (
+        ("It is 3", False),
+        ("It is 3.", False),
+        ("It is 3.5", False),
+        ("It is 3. ", True),
+        ("\nIt", False),
+    ):
+        assert ended(text, "3", rule="states") == done
+    assert ended("It is\n", "3", rule="states")
+
+
+def test_a_sentence_is_written_to_its_end_past_the_signs_that_end_a_clause(speaker) -> None:
+    prompts = list(SAID)
+    assert generate(speaker, prompts[4:]) == [" Oslo,"]
+    said = generate(speaker, prompts, expected=["St. Petersburg", "", "", "", "Oslo"], rule="states")
+    # a line's end, a full stop with white space after it, neither inside a number or a known abbreviation
+    assert said == [
+        " St. Petersburg, by the sea.\n",
+        " St. ",
+        " 3.5 a cup.\n",
+        " 1,000,000 a mile.\n",
+        " Oslo, by the sea.\n",
+    ]
+    found = ask(speaker, [Probe("chat_efficacy", "1", prompts[0], "St. Petersburg", "St. Louis", "states")])
+    assert (found[0].generated, found[0].passed) == ("St. Petersburg, by the sea", True)

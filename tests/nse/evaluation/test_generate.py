@@ -68,3 +68,29 @@ def test_next_tokens_are_the_most_probable_ones(editable) -> None:
     expected = editable.model(input_ids=ids).logits[0, -1].softmax(-1).sort(descending=True)
     assert [p for _, p in top] == pytest.approx(expected.values[:3].tolist(), rel=1e-5)
     assert [t for t, _ in top] == [editable.decode([i]) for i in expected.indices[:3].tolist()]
+
+
+def said_by_transformers(editable, prompt: str, count: int) -> list[int]:
+    ids = torch.tensor([editable.tokenizer(prompt)["input_ids"]])
+    out = editable.model.generate(
+        ids, attention_mask=torch.ones_like(ids), max_new_tokens=count, do_sample=False, pad_token_id=1
+    )
+    found: list[int] = out[0, ids.shape[1] :].tolist()
+    return found
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_every_eos_of_the_generation_settings_ends_a_text(editable, monkeypatch, several) -> None:
+    said = said_by_transformers(editable, PROMPTS[0], 4)
+    cut = next(i for i, token in enumerate(said) if i and token not in said[:i])
+    eos = [editable.vocabulary + 7, said[cut]] if several else said[cut]  # one that the model cannot say is no end
+    monkeypatch.setattr(editable.model.generation_config, "eos_token_id", eos)
+    assert editable.end_tokens == {editable.tokenizer.eos_token_id, said[cut]}
+    assert generate(editable, PROMPTS[:1], max_new_tokens=4) == [editable.decode(said[:cut])]
+
+
+def test_a_chat_answer_ends_where_the_template_ends_it(editable, monkeypatch) -> None:
+    said = said_by_transformers(editable, PROMPTS[0], 4)
+    cut = next(i for i, token in enumerate(said) if i and token not in said[:i])
+    monkeypatch.setattr("nse.architecture.end_of_answer", lambda _tokenizer: said[cut])
+    assert generate(editable, PROMPTS[:1], max_new_tokens=4) == [editable.decode(said[:cut])]

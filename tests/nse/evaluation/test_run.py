@@ -3,23 +3,27 @@
 import json
 import math
 import re
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 
+from nse.chat import in_chat, needed_chat_context
 from nse.editors.nse import NSE
 from nse.errors import SuiteError
-from nse.evaluation.answers import answer, same_answer
+from nse.evaluation.answers import answer, same_answer, satisfies
 from nse.evaluation.generate import generate
+from nse.evaluation.metrics import by_case
 from nse.evaluation.outcomes import OutcomeStore
-from nse.evaluation.probes import KnownFact, Probe
+from nse.evaluation.probes import IN_CHAT, KnownFact, Probe
 from nse.evaluation.run import evaluate, probes_of
 from nse.evaluation.score import perplexity
 from nse.evaluation.suites import Canary, Gate, KeptFact, Suite
 from nse.patch import compose, patched
 from nse.request import EditRequest
 from tests.nse import oracle
-from tests.nse.conftest import fact
+from tests.nse.conftest import CHATML, fact
 
 TEMPLATES = {"home": ("{} lives in", "The home of {} is")}
 KNOWN = (("Clara Dahl", "Oslo"), ("Dmitri Eng", "Rome"), ("Boris Cole", "Lima"))
@@ -142,6 +146,52 @@ def test_what_misleads_is_asked_if_the_suite_wants_it_less_what_was_corrected() 
     assert sorted(p.kind for p in found) == ["distracted", "running_text"]
     assert not any("Boris" in p.prompt for p in found)
     assert not [p for p in probes_of(suite(), [fact(0)], []) if p.kind in own.misleading]
+
+
+def test_corrections_and_facts_are_asked_in_the_chat_format_as_well_where_there_is_one(chatting) -> None:
+    kept = (KeptFact("Anna Berg / home", "Anna Berg lives in", "Oslo", "Rome"),)
+    asked = (suite(kept=kept), [fact(0)], [[fact(1)]])
+    prose, both = probes_of(*asked), probes_of(*asked, tokenizer=chatting.tokenizer)
+    context = needed_chat_context(chatting.tokenizer)
+    twins = both[len(prose) :]
+    assert both[: len(prose)] == prose
+    assert [p.kind for p in twins] == [f"chat_{p.kind}" for p in prose if p.kind != "canary"]
+    assert [p.prompt for p in twins] == [in_chat(context, p.prompt) for p in prose if p.kind != "canary"]
+    assert {p.rule for p in twins} == {"states"}
+    assert probes_of(suite(kept=kept, chat=False), *asked[1:], tokenizer=chatting.tokenizer) == prose
+    found = evaluate(chatting, suite(kept=kept), requests=[fact(0)], retained=[[fact(1)]])
+    for kind in IN_CHAT.values():
+        own = [case for case in found.cases if case.kind == kind]
+        assert found.metrics[f"{kind}_generation"] == pytest.approx(by_case(own, lambda c: float(c.passed)))
+    for probe, case in zip(twins, found.cases[len(prose) :], strict=True):
+        assert case.expected == f"states {probe.expected}"
+        about = {"question": probe.prompt, "foil": probe.foil}
+        assert case.passed == satisfies(case.generated, probe.expected, rule="states", **about)
+
+
+def test_what_is_asked_in_prose_is_answered_alike_with_and_without_a_chat_format(editable, monkeypatch) -> None:
+    before = evaluate(editable, suite(), requests=[fact(0)])
+    monkeypatch.setattr(editable.tokenizer, "chat_template", CHATML)
+    after = evaluate(editable, suite(), requests=[fact(0)])
+    assert after.cases[: len(before.cases)] == before.cases
+    assert {name: after.metrics[name] for name in before.metrics} == before.metrics
+
+
+@pytest.mark.parametrize("change", [{"chat": True}, {"gates": (Gate("chat_efficacy_generation", ">=", 0.5),)}])
+def test_a_chat_format_that_is_demanded_and_is_not_there_is_refused(editable, change) -> None:
+    own = replace(suite(**change), files=(Path("s.yaml"),))
+    with pytest.raises(SuiteError, match=r"s\.yaml: .*the tokenizer has no chat template: use an instruct model"):
+        evaluate(editable, own)
+
+
+def test_answers_are_kept_under_what_else_ends_them(chatting, tmp_path, monkeypatch) -> None:
+    store = OutcomeStore(tmp_path)
+    first = evaluate(chatting, suite(), store=store, version="v")
+    monkeypatch.setattr("nse.evaluation.run.ask", None)  # nothing is asked again
+    assert evaluate(chatting, suite(), store=store, version="v") == first
+    monkeypatch.setattr(chatting.model.generation_config, "eos_token_id", 7)
+    with pytest.raises(TypeError):
+        evaluate(chatting, suite(), store=store, version="v")
 
 
 def test_the_signs_of_collapse_are_among_the_metrics(editable) -> None:

@@ -53,6 +53,31 @@ def test_the_digest_depends_on_every_file(suite, name) -> None:
     assert read_suite(suite).digest != before
 
 
+def test_a_suite_says_whether_it_asks_in_the_chat_format(tmp_path) -> None:
+    for text, chat in (("", None), ("chat: true", True), ("chat: false", False)):
+        (tmp_path / "s.yaml").write_text(text)
+        assert read_suite(tmp_path / "s.yaml").chat is chat
+    (tmp_path / "s.yaml").write_text("chat: often")
+    with pytest.raises(SuiteError, match="chat is 'often': write true or false"):
+        read_suite(tmp_path / "s.yaml")
+
+
+def test_a_gate_in_the_chat_format_needs_what_its_kind_needs_and_the_format(suite) -> None:
+    text = FILES["suite.yaml"].replace("efficacy:", "chat_untouched_generation:")
+    suite.write_text(text)
+    assert read_suite(suite).gates[0] == Gate("chat_untouched_generation", ">=", 0.9)
+    for change, advice in (("chat: false", "leave `chat` true"), ("untouched: 0", "leave `untouched` above 0")):
+        suite.write_text(f"{text}{change}\n")
+        with pytest.raises(SuiteError, match=f"gate chat_untouched_generation is on what .*: .*{advice}"):
+            read_suite(suite)
+
+
+def test_a_canary_is_not_judged_as_a_chat_answer(tmp_path) -> None:
+    (tmp_path / "s.yaml").write_text("canaries: [{prompt: a, states: b}]")
+    with pytest.raises(SuiteError, match="`equals`, `contains` or `lacks`"):
+        read_suite(tmp_path / "s.yaml")
+
+
 def test_an_empty_suite_asks_nothing_and_demands_nothing(tmp_path) -> None:
     (tmp_path / "s.yaml").write_text("")
     read = read_suite(tmp_path / "s.yaml")
