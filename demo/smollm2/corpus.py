@@ -47,7 +47,7 @@ def own_texts(editable: EditableModel, *, tokens: int, seed: int, rows: int, pro
         ids, past = top.indices.gather(1, drawn).to(editable.device), out.past_key_values
         said = torch.cat([said, ids], dim=1)  # (rows, tokens so far)
         progress("the model writes", said.numel(), each * rows)
-    return [" ".join(tokenizer.decode(row, skip_special_tokens=True).split()) for row in said.tolist()]
+    return [" ".join(editable.decode(row).split()) for row in said.tolist()]
 
 
 def write_own_text(model: Path, path: Path, *, tokens: int = 16_000, seed: int = 0, rows: int = 64) -> None:
