@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Sequence
+from typing import Annotated
 
 import typer
 
@@ -29,12 +30,12 @@ from flows.commands import (
 )
 from flows.commands.output import ERR
 from flows.errors import FlowError
+from flows.threads import prepare
 from ledger.errors import DecisionRefused, ErasureRefused, HeadMoved, LedgerError
 from nse.errors import NseError
 
 app = typer.Typer(
     name="nse",
-    help="Keeps a language model's facts correct: corrections in, edits judged, approved, recorded, undone.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -66,6 +67,21 @@ for name, (about, members) in GROUPS.items():
     for member, run in members.items():
         group.command(member)(run)
     app.add_typer(group, name=name)
+
+
+@app.callback()
+def before(
+    threads: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            envvar="NSE_THREADS",
+            help="Threads that compute; default: OMP_NUM_THREADS, or as many processors as this process may use.",
+        ),
+    ] = None,
+) -> None:
+    """Keeps a language model's facts correct: corrections in, edits judged, approved, recorded, undone."""
+    prepare(threads)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -169,6 +169,8 @@ class Params(_Section):
     corpus: str = "corpus.txt"
     approval: ApprovalParams = ApprovalParams()
     schedule: ScheduleParams = ScheduleParams()
+    threads: int | None = Field(default=None, ge=1)
+    """Most threads that compute; default: as many processors as the process may use (`flows.threads`)."""
 
 
 def read_params(path: Path) -> Params:

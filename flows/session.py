@@ -10,6 +10,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from flows.config import ModelParams
 from flows.errors import FlowError
+from flows.threads import settle
 from flows.workspace import Workspace
 from ledger.records import ActiveDelta, Correction
 from nse.architecture import EditableModel, load_model
@@ -45,6 +46,7 @@ class Session:
             FlowError: If it is not the model that the workspace was made for.
             ArchitectureError: If it cannot be loaded.
         """
+        settle(self.workspace.params.threads)
         params = self.workspace.params.model
         editable = load_model(
             self.workspace.model_path,

@@ -3,7 +3,7 @@
 The only place where z is computed. It caches nothing and changes no weight; `nse.values` puts the base weights in force.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import torch
 
@@ -12,12 +12,15 @@ from nse.contexts import ContextTemplates, within
 from nse.errors import TokenError
 from nse.hyperparameters import Hyperparameters
 from nse.request import EditRequest
-from nse.rows import Rows, Text, rows_of
+from nse.rows import Rows, Text, read_together, rows_of
 from nse.steps import step_of, written_in
 from nse.subjects import HeldFact, SubjectFacts, by_subject
 from nse.tokens import TokenizedPrompt, tokenize_template
 
 KL_TEMPLATE = "{} is a"
+
+TOKENS_OF_A_BATCH = 24
+"""What a batch costs beside its tokens, in tokens: every weight is read from memory, and every module is called."""
 
 
 def contexts_of_values(contexts: ContextTemplates, hyperparameters: Hyperparameters) -> ContextTemplates:
@@ -107,11 +110,12 @@ def minimise(
 
     delta minimises the mean over a subject's corrections and contexts of -log p(target_new) per token, + kl_factor *
     KL(edited || base) at "{subject} is a", + hold_factor * the mean of the same at its held facts, + v_weight_decay *
-    |delta| / |h|^2, projected to |delta| <= clamp_norm_factor * |h| after each step; |h| is the mean over the corrections. A
-    delta is done when its loss is below `v_loss_target`, or when its targets have been the most probable tokens for more than
-    `v_patience` steps on end, if that is set. Only the layers above z's are run, and only the tokens from where it is written
-    on: the others do not depend on delta. Gradients are summed over batches of texts of like length, so the memory that a step
-    needs does not depend on how many subjects there are.
+    |delta| / |h|^2, projected to |delta| <= clamp_norm_factor * |h| after each step; |h| is the mean over the corrections.
+    A delta is done when its loss is below `v_loss_target`, or when its targets have been the most probable tokens for more
+    than `v_patience` steps on end, if that is set. Only the layers above z's are run, and only the tokens from where it is
+    written on: the others do not depend on delta. A text that another one of the subject begins with is read there.
+    Gradients are summed over batches of texts of like length, so the memory that a step needs does not depend on how many
+    subjects there are.
 
     Args:
         editable: The model with the weights under which z is wanted.
@@ -123,7 +127,7 @@ def minimise(
         Per subject, z (members, d_model) float32 on the CPU.
 
     References:
-        arXiv 2410.04045, step 1; the objective is that of ROME's equation 4 (arXiv 2202.05262), as in MEMIT (arXiv 2210.07229,
+        arXiv 2410.04045, step 1; the objective is ROME's equation 4 (arXiv 2202.05262), as in MEMIT (arXiv 2210.07229,
         appendix A).
 
     Deviation: corrections of one subject share delta, and known facts can be held; with one correction and none held, this is
@@ -170,47 +174,61 @@ def minimise(
 
 
 def default_memory(editable: EditableModel) -> int:
-    """Bytes of activations in one batch of texts: little on a processor, where what fits in its caches is fastest."""
-    return 1 << 27 if editable.device.type == "cpu" else 1 << 31
+    """Bytes of activations in one batch of texts."""
+    return 1 << 28 if editable.device.type == "cpu" else 1 << 31
 
 
 def _prepared(
     editable: EditableModel, subjects: Sequence[Sequence[Text]], z_layer: int, memory: int
 ) -> tuple[list[Rows], torch.Tensor, torch.Tensor]:
     """Texts of like length in batches; h (n, d_model) float32 of each correction in its first context, and its subject (n,)."""
-    flat = [(subject, text) for subject, own in enumerate(subjects) for text in own]
-    first: dict[tuple[int, int], int] = {}
-    for place, (subject, text) in enumerate(flat):
-        if text.member >= 0:
-            first.setdefault((subject, text.member), place)
-    order = sorted(range(len(flat)), key=lambda i: (flat[i][1].after, flat[i][1].prompt.fact_token))
-    hidden: dict[int, torch.Tensor] = {}
+    lines = [(subject, places) for subject, own in enumerate(subjects) for places in read_together(own)]
+    together = [[subjects[subject][place] for place in places] for subject, places in lines]
+    order = sorted(range(len(lines)), key=lambda i: (together[i][0].after, together[i][0].prompt.fact_token))
+    hidden: dict[tuple[int, int], torch.Tensor] = {}
     batches = []
-    for part in _parts(editable, [flat[i][1] for i in order], z_layer, memory):
-        places = [order[i] for i in part]
-        rows = rows_of(editable, [flat[i][1] for i in places], [flat[i][0] for i in places], z_layer)
-        hidden |= {place: rows.states[row, 0].float() for row, place in enumerate(places)}
+    for part in _parts(editable, [together[i] for i in order], z_layer, memory):
+        chosen = [order[i] for i in part]
+        rows = rows_of(editable, [together[i] for i in chosen], [lines[i][0] for i in chosen], z_layer)
+        for i, state in zip(chosen, rows.states[:, 0].float(), strict=True):
+            subject, places = lines[i]
+            hidden |= {(subject, place): state for place in places}
         batches.append(rows)
+    first: dict[tuple[int, int], torch.Tensor] = {}
+    for subject, own in enumerate(subjects):
+        for place, text in enumerate(own):
+            if text.member >= 0:
+                first.setdefault((subject, text.member), hidden[subject, place])
     owner = torch.tensor([subject for subject, _ in first], device=editable.device)
-    return batches, torch.stack([hidden[place] for place in first.values()]), owner
+    return batches, torch.stack(list(first.values())), owner
 
 
-def _parts(editable: EditableModel, texts: Sequence[Text], z_layer: int, memory: int) -> Iterator[list[int]]:
-    """Places of `texts`, in their order, in batches of about `memory` bytes of activations, at least one text each."""
+def _parts(editable: EditableModel, lines: Sequence[Sequence[Text]], z_layer: int, memory: int) -> list[range]:
+    """Places of `lines`, which stand by length, in batches of about `memory` bytes of activations, at least one each.
+
+    Of all ways to cut them the cheapest: a pad costs what a token costs, and a batch as much as `TOKENS_OF_A_BATCH`.
+    """
     width = int(editable.model.config.hidden_size)
     inner = editable.base_weight(editable.parameter_name(z_layer)).shape[1]
     per_token = 4 * (editable.layers - z_layer) * (16 * width + 4 * inner)  # what each layer keeps for its gradient
-    part: list[int] = []
-    scored = 0
-    for place, text in enumerate(texts):
-        scored += len(text.scored)
-        logits = 4 * 3 * editable.vocabulary * scored
-        if part and text.after * (len(part) + 1) * per_token + logits > memory:
-            yield part
-            part, scored = [], len(text.scored)
-        part.append(place)
-    if part:
-        yield part
+    scored = [sum(len(text.scored) for text in texts) for texts in lines]
+    cheapest: list[tuple[float, int]] = [(0, 0)]  # of the first so many: the cost, and where the last batch begins
+    for end in range(1, len(lines) + 1):
+        longest, positions = lines[end - 1][0].after, 0
+        best = (float("inf"), end)
+        for start in range(end - 1, -1, -1):
+            positions += scored[start]
+            tokens = longest * (end - start)
+            if start < end - 1 and tokens * per_token + 4 * 3 * editable.vocabulary * positions > memory:
+                break
+            best = min(best, (cheapest[start][0] + TOKENS_OF_A_BATCH + tokens, start))
+        cheapest.append(best)
+    parts: list[range] = []
+    end = len(lines)
+    while end:
+        parts.append(range(cheapest[end][1], end))
+        end = cheapest[end][1]
+    return parts[::-1]
 
 
 def _shares(rows: Rows, logits: torch.Tensor) -> torch.Tensor:

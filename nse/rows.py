@@ -45,6 +45,26 @@ class Text:
         return len(self.ids) - self.prompt.fact_token
 
 
+def read_together(texts: Sequence[Text]) -> list[list[int]]:
+    """Places of one subject's `texts`, in groups that one row reads: those that the longest of a group begins with.
+
+    They share the token where the fact is written, so delta acts in them alike: "{subject} is a" up to the subject is in
+    most cases the beginning of a prompt.
+    """
+    groups: list[list[int]] = []
+    for place in sorted(range(len(texts)), key=lambda i: (texts[i].prompt.fact_token, texts[i].ids), reverse=True):
+        text, longest = texts[place], texts[groups[-1][0]] if groups else None  # what is longer stands before
+        if (
+            longest is not None
+            and longest.prompt.fact_token == text.prompt.fact_token
+            and longest.ids[: len(text.ids)] == text.ids
+        ):
+            groups[-1].append(place)
+        else:
+            groups.append([place])
+    return groups
+
+
 @dataclass(frozen=True, slots=True)
 class Rows:
     """Some texts as one batch; p tokens stand before the one where the fact is written, aligned to the right, s from it on.
@@ -119,15 +139,16 @@ class Rows:
 
 
 @torch.no_grad()
-def rows_of(editable: EditableModel, texts: Sequence[Text], subjects: Sequence[int], z_layer: int) -> Rows:
+def rows_of(editable: EditableModel, together: Sequence[Sequence[Text]], subjects: Sequence[int], z_layer: int) -> Rows:
     """Runs what stands before the tokens where facts are written and keeps what the rest needs.
 
     Args:
         editable: The model with the weights under which z is wanted.
-        texts: The texts of one batch.
-        subjects: Subject of each.
+        together: The texts of each row, the longest first, which begins with the others (`read_together`).
+        subjects: Subject of each row.
         z_layer: Layer after which delta is added.
     """
+    texts = [own[0] for own in together]
     batch, device = pad(editable, [t.ids for t in texts]), editable.device
     cache = DynamicCache()  # without the model's configuration: layers with a window keep every position too
     with capture_outputs({"h": editable.block(z_layer)}) as seen:
@@ -141,20 +162,20 @@ def rows_of(editable: EditableModel, texts: Sequence[Text], subjects: Sequence[i
     positions = start[:, None] + torch.arange(max(t.after for t in texts), device=device)
     places = positions.clamp_max(batch.ids.shape[1] - 1)
     states = seen["h"].to(device)
-    scored = [(row, at) for row, text in enumerate(texts) for at in text.scored]
-    following = [texts[row].prompt.ids[at + 1] if at + 1 < len(texts[row].prompt.ids) else 0 for row, at in scored]
+    scored = [(row, text, at) for row, own in enumerate(together) for text in own for at in text.scored]
+    following = [text.prompt.ids[at + 1] if at + 1 < len(text.prompt.ids) else 0 for _, text, at in scored]
     found = Rows(
         ids=batch.ids.gather(1, places),
         mask=torch.cat([slots >= 0, positions < batch.mask.sum(dim=1, keepdim=True)], dim=1).long(),
         positions=places,
         states=states.gather(1, places[:, :, None].expand(-1, -1, states.shape[-1])),
-        past=tuple((_at(keys, slots), _at(values, slots)) for keys, values in _kept(cache)),
+        past=tuple((at_places(keys, slots), at_places(values, slots)) for keys, values in _kept(cache)),
         subject=torch.tensor(subjects, device=device),
-        row=torch.tensor([row for row, _ in scored], device=device),
-        column=torch.tensor([at - texts[row].prompt.fact_token for row, at in scored], device=device),
+        row=torch.tensor([row for row, _, _ in scored], device=device),
+        column=torch.tensor([at - text.prompt.fact_token for _, text, at in scored], device=device),
         token=torch.tensor(following, device=device),
-        weight=torch.tensor([texts[row].weight for row, _ in scored], device=device),
-        kept=torch.tensor([texts[row].kept for row, _ in scored], device=device),
+        weight=torch.tensor([text.weight for _, text, _ in scored], device=device),
+        kept=torch.tensor([text.kept for _, text, _ in scored], device=device),
         reference=torch.zeros(0, editable.vocabulary, device=device),
     )
     if bool(found.kept.any()):
@@ -175,7 +196,7 @@ def _kept(cache: DynamicCache) -> list[tuple[torch.Tensor, torch.Tensor]]:
     return found
 
 
-def _at(cached: torch.Tensor, slots: torch.Tensor) -> torch.Tensor:
+def at_places(cached: torch.Tensor, slots: torch.Tensor) -> torch.Tensor:
     """Keys or values (rows, heads, t, d) at the places (rows, p) of the text; masked where there is none."""
     at = slots.clamp_min(0)[:, None, :, None].to(cached.device)
     return cached.gather(2, at.expand(-1, cached.shape[1], -1, cached.shape[3]))

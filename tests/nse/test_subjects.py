@@ -88,7 +88,7 @@ def test_a_held_fact_moves_less_than_it_does_unheld(precise, settings) -> None:
         hidden = measure(precise, [request], (), key_layers=(), hidden_layer=strong.z_layer).hidden.T
         prompt = tokenize_template(precise.tokenizer, HELD.prompt_template, HELD.subject, target=HELD.object)
         place = prompt.prompt_length - 1
-        rows = rows_of(precise, [Text(prompt, range(place, place + 1), 1.0, kept=True)], [0], strong.z_layer)
+        rows = rows_of(precise, [[Text(prompt, range(place, place + 1), 1.0, kept=True)]], [0], strong.z_layer)
         with torch.no_grad():
             logs = rows.logits(precise, (z - hidden).float(), strong.z_layer).log_softmax(-1)
         return float((rows.reference.exp() * (rows.reference - logs)).sum())
