@@ -75,8 +75,8 @@ def device_peak_bytes(device: torch.device) -> int:
 def matmul_rate(editable: EditableModel, *, rows: int = 128) -> float:
     """Floating-point operations in a processor second of the product that a model of this size is made of, at its best.
 
-    `rows` tokens through a weight of the size of an MLP's, in the model's dtype, by the threads that torch has. On an accelerator by
-    the clock.
+    `rows` tokens through a weight of the size of an MLP's, in the model's dtype, by the threads that torch has. On an
+    accelerator by the clock.
     """
     weight = editable.base_weight(editable.parameter_name(0))
     tokens = torch.ones(rows, weight.shape[1], dtype=weight.dtype, device=weight.device)
