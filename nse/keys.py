@@ -188,7 +188,9 @@ class KeyTexts:
             if (norm := editable.post_norm(layer)) is not None:
                 inputs["output", layer] = norm
         above = [layer for layer in asked.key_layers if layer > asked.begin]
-        entered = {layer for layer in (self._first_written, *above[:1]) if start < layer <= asked.stop}  # measured from next
+        entered = {
+            layer for layer in (self._first_written, *above[:1]) if start < layer <= asked.stop
+        }  # measured from next
         leaving = {("hidden", asked.hidden_layer): editable.block(asked.hidden_layer)}
         leaving |= {("entering", layer): editable.block(layer - 1) for layer in entered}
         with ExitStack() as stack:
