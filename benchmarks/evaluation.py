@@ -9,6 +9,7 @@ generation with a cache, a token at a time, that stops where an answer ends. Nee
 
 import argparse
 import math
+import os
 import random
 import time
 from collections.abc import Callable
@@ -17,7 +18,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.table import HERE, device_of, load, machine, show, write
+from benchmarks.table import HERE, device_of, flops, load, machine, matmul_rate, show, write
 from nse.architecture import EditableModel
 from nse.evaluation.answers import END_OF_ANSWER, answer, ended, goes_on
 from nse.evaluation.generate import ANSWER_TOKENS
@@ -111,13 +112,23 @@ def timed(editable: EditableModel, probes: list[Probe], *, repeat: int) -> dict[
     cpu: dict[str, list[float]] = {way: [] for way in ways}
     for way in ways.values():
         way(editable, probes[:16])  # warm
+    rate = matmul_rate(editable)
     for _ in range(repeat):
         for name, way in ways.items():
             begun = time.perf_counter(), time.process_time()
             found[name] = way(editable, probes)
             wall[name].append(time.perf_counter() - begun[0])
             cpu[name].append(time.process_time() - begun[1])
+    rate = max(rate, matmul_rate(editable))
+    amount, spent = (
+        flops(lambda: ask(editable, probes)),
+        min((cpu if editable.device.type == "cpu" else wall)["shared"]),
+    )
     return {
+        "processor_seconds_shared": min(cpu["shared"]),
+        "gflop_shared": amount / 1e9,
+        "matmul_gflop_per_second": rate / 1e9,
+        "share_of_matmul_rate": amount / spent / rate,
         "seconds_naive": min(wall["naive"]),
         "seconds_shared": min(wall["shared"]),
         "ratio": min(wall["naive"]) / min(wall["shared"]),
@@ -136,9 +147,11 @@ def main() -> None:
     parser.add_argument("--probes", type=int, help="draw so many of the probes")
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32")
     parser.add_argument("--device", default="cpu", help='where the model runs, as torch names it, or "auto"')
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--repeat", type=int, default=2, help="the fastest of so many runs counts, of both ways")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
+    torch.set_num_threads(options.threads)
     device = device_of(options.device)
     editable = load(options.model, device, dtype=getattr(torch, options.dtype))
     probes = probes_for(options)
@@ -149,6 +162,9 @@ def main() -> None:
     rows = [
         ("one at a time (s)", f"{measured['seconds_naive']:.2f}"),
         ("shared (s)", f"{measured['seconds_shared']:.2f}"),
+        ("shared, processor seconds", f"{measured['processor_seconds_shared']:.2f}"),
+        ("products of the shared way (GFLOP)", f"{measured['gflop_shared']:.0f}"),
+        ("share of the matmul rate that it reaches", f"{measured['share_of_matmul_rate']:.0%}"),
         ("faster", f"{measured['ratio']:.1f}"),
         ("faster, in processor time", f"{measured['ratio_of_processor_time']:.1f}"),
         ("largest difference of log p (nats)", f"{measured['largest_difference_nats']:.1e}"),

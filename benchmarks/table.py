@@ -6,7 +6,8 @@ import platform
 import resource
 import subprocess
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import torch
 import transformers
 from rich.console import Console
 from rich.table import Table
+from torch.utils.flop_counter import FlopCounterMode
 
 from nse.architecture import EditableModel, load_model
 
@@ -68,6 +70,34 @@ def peak_bytes() -> int:
 def device_peak_bytes(device: torch.device) -> int:
     """Most memory of an accelerator that tensors have held so far, in bytes; 0 on the processor."""
     return 0 if device.type == "cpu" else torch.accelerator.max_memory_allocated(device)
+
+
+def matmul_rate(editable: EditableModel, *, rows: int = 128) -> float:
+    """Floating-point operations in a processor second of the product that a model of this size is made of, at its best.
+
+    `rows` tokens through a weight of the size of an MLP's, in the model's dtype, by the threads that torch has. On an
+    accelerator by the clock.
+    """
+    weight = editable.base_weight(editable.parameter_name(0))
+    tokens = torch.ones(rows, weight.shape[1], dtype=weight.dtype, device=weight.device)
+    amount, best = 2 * rows * weight.numel(), 0.0
+    clock = time.process_time if weight.device.type == "cpu" else time.perf_counter
+    until = time.perf_counter() + 1
+    while time.perf_counter() < until:
+        begun = clock()
+        for _ in range(8):
+            tokens @ weight.T
+        if weight.device.type != "cpu":
+            torch.accelerator.synchronize()
+        best = max(best, 8 * amount / (clock() - begun))
+    return best
+
+
+def flops(run: Callable[[], object]) -> int:
+    """Floating-point operations of all products that `run` makes. It is slower than by itself: not to be timed."""
+    with FlopCounterMode(display=False) as counter:
+        run()
+    return int(counter.get_total_flops())
 
 
 def in_a_process(module: str, arguments: Sequence[str]) -> dict[str, Any]:

@@ -4,6 +4,10 @@ Two worlds: `random`, a GPT-2 of 12 layers, width 768 and 50,257 tokens with ran
 off early; `demo`, the demo model with its own settings. One command; needs only `nse` and this checkout's `tests/nse/oracle.py`:
 
     python -m benchmarks.values --facts 32 --oracle-facts 4 --json build/values.json
+
+Or a model of your own, with requests and hyper-parameters:
+
+    python -m benchmarks.values --model DIR --requests FILE --hparams FILE --bare --threads 1
 """
 
 import argparse
@@ -21,12 +25,24 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
-from benchmarks.table import HERE, device_of, device_peak_bytes, in_a_process, load, machine, peak_bytes, show, write
+from benchmarks.table import (
+    HERE,
+    device_of,
+    device_peak_bytes,
+    flops,
+    in_a_process,
+    load,
+    machine,
+    matmul_rate,
+    peak_bytes,
+    show,
+    write,
+)
 from nse.architecture import EditableModel
 from nse.contexts import ContextTemplates, read_contexts
 from nse.evaluation.suites import read_suite
 from nse.hyperparameters import Hyperparameters, read_hyperparameters
-from nse.request import EditRequest
+from nse.request import EditRequest, read_requests
 from nse.values import values_for
 from tests.nse import oracle
 
@@ -106,7 +122,7 @@ def run_variant(job: dict[str, Any], output: Path) -> dict[str, Any]:
     contexts: ContextTemplates = tuple(map(tuple, job["contexts"]))
     settings = Hyperparameters(**{**job["settings"], "layers": tuple(job["settings"]["layers"])})
     compute(editable, job, requests[:1], contexts, replace(settings, v_num_grad_steps=1))  # warm, and the base's digest
-    before = peak_bytes()
+    rate, before = matmul_rate(editable), peak_bytes()
     wall, processor = time.perf_counter(), time.process_time()
     z = compute(editable, job, requests, contexts, settings)
     record = {
@@ -117,6 +133,12 @@ def run_variant(job: dict[str, Any], output: Path) -> dict[str, Any]:
         "peak_bytes_before": before,
         "peak_bytes_on_device": device_peak_bytes(device),
     }
+    rate = max(rate, matmul_rate(editable))  # at its best: others compute beside us
+    amount = flops(lambda: compute(editable, job, requests, contexts, settings))
+    record["gflop_per_fact"] = amount / len(requests) / 1e9
+    record["matmul_gflop_per_second"] = rate / 1e9
+    spent = record["processor_seconds_per_fact" if device.type == "cpu" else "seconds_per_fact"]
+    record["share_of_matmul_rate"] = amount / len(requests) / spent / rate
     save_file({"z": z}, output)
     return record
 
@@ -138,14 +160,18 @@ def compute(
 
 def measure_world(name: str, options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Runs all variants on one world and compares their z's."""
-    model = HERE / "demo/model"
+    model, requests = HERE / "demo/model", corrections(options.facts)
     contexts, settings = read_contexts(HERE / "demo/contexts.json"), None
     if name == "random":
         model, contexts, settings = folder / "random", CONTEXTS, PUBLISHED
         in_a_process("benchmarks.values", ["--make", str(model)])
+    elif name == "given":
+        model, contexts = options.model, CONTEXTS[:1] if options.bare else CONTEXTS
+        settings = read_hyperparameters(options.hparams).settings
+        if options.requests:
+            requests = read_requests(options.requests)[: options.facts]
     settings = settings or read_hyperparameters(HERE / "demo/at_subjects.yaml").settings
     settings = replace(settings, joint_values=False, value_contexts="all")
-    requests = corrections(options.facts)
     few = spread(requests, options.oracle_facts)
     results, z = {}, {}
     for variant in VARIANTS:
@@ -190,16 +216,29 @@ def report(name: str, record: dict[str, Any], where: dict[str, Any]) -> None:
             else ("1", "1", "", "")
         )
         peak = r["peak_bytes_on_device"] or r["peak_bytes"]
-        rows.append((label, str(r["facts"]), f"{r['seconds_per_fact']:.2f}", *compared, f"{peak / 2**30:.2f}"))
-    columns = ("z", "facts", "s per fact", "ours is faster", "by CPU time", "difference, median", "max", "peak GiB")
+        work = (f"{r['gflop_per_fact']:.1f}", f"{r['share_of_matmul_rate']:.0%}")
+        seconds = (f"{r['seconds_per_fact']:.2f}", f"{r['processor_seconds_per_fact']:.2f}")
+        rows.append((label, str(r["facts"]), *seconds, *compared, *work, f"{peak / 2**30:.2f}"))
+    columns = (
+        *("z", "facts", "s per fact", "CPU s", "ours is faster", "by CPU time", "difference, median", "max"),
+        *("GFLOP per fact", "of the matmul rate", "peak GiB"),
+    )
     steps = record["settings"]["v_num_grad_steps"]
-    show(f"{name} model, {record['contexts']} contexts, at most {steps} steps", columns, rows, where)
+    rate = max(r["matmul_gflop_per_second"] for r in record["results"].values())
+    title = (
+        f"{name} model, {record['contexts']} contexts, at most {steps} steps; matmul rate {rate:.0f} GFLOP per CPU s"
+    )
+    show(title, columns, rows, where)
 
 
 def main() -> None:
     """Runs the worlds and reports."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--world", choices=("random", "demo", "both"), default="both")
+    parser.add_argument("--model", type=Path, help="a model of your own in place of the worlds; needs --hparams")
+    parser.add_argument("--requests", type=Path, help="its corrections, in a layout that `nse edit` reads")
+    parser.add_argument("--hparams", type=Path, help="its hyper-parameters")
+    parser.add_argument("--bare", action="store_true", help="with --model: only the bare prompt, no other context")
     parser.add_argument("--facts", type=int, default=32)
     parser.add_argument("--oracle-facts", type=int, default=4, help="facts for the slow ways, spread over the lengths")
     parser.add_argument("--memory", type=int, help="bound on our activations, MiB; the default of `nse` if not given")
@@ -216,11 +255,14 @@ def main() -> None:
     if options.job:
         print(json.dumps(run_variant(json.loads(options.job.read_text(encoding="utf-8")), options.z)))
         return
+    if options.model and not options.hparams:
+        parser.error("--model needs --hparams")
     torch.set_num_threads(options.threads)
     where = machine(device_of(options.device))
     records = {}
     with tempfile.TemporaryDirectory() as folder:
-        for name in ("random", "demo") if options.world == "both" else (options.world,):
+        worlds = ("random", "demo") if options.world == "both" else (options.world,)
+        for name in ("given",) if options.model else worlds:
             records[name] = measure_world(name, options, Path(folder))
             report(name, records[name], where)
     write(options.json, {"machine": where, **records})

@@ -42,16 +42,25 @@ def pad(editable: EditableModel, sequences: Sequence[Sequence[int]]) -> Batch:
         TokenError: If one is longer than the model's positions.
     """
     longest = max(len(s) for s in sequences)
-    if longest > editable.positions:
-        raise TokenError(
-            f"a text has {longest} tokens, the model takes {editable.positions}: shorten the prompt or its contexts"
-        )
+    check_fits(editable, longest)
     ids = torch.zeros(len(sequences), longest, dtype=torch.long)
     mask = torch.zeros_like(ids)
     for row, sequence in enumerate(sequences):
         ids[row, : len(sequence)] = torch.tensor(sequence)
         mask[row, : len(sequence)] = 1
     return Batch(ids.to(editable.device), mask.to(editable.device))
+
+
+def check_fits(editable: EditableModel, tokens: int) -> None:
+    """Checks that a text of so many tokens is not longer than the model's positions.
+
+    Raises:
+        TokenError: If it is.
+    """
+    if tokens > editable.positions:
+        raise TokenError(
+            f"a text has {tokens} tokens, the model takes {editable.positions}: shorten the prompt or its contexts"
+        )
 
 
 def by_length(prompts: Sequence[TokenizedPrompt], *, tokens: int = TOKENS_PER_BATCH) -> Iterator[list[int]]:

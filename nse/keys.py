@@ -3,21 +3,26 @@
 Both are measured under whatever weights are in force. A key is averaged over context templates, group by group, as MEMIT does.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 
 import torch
 from torch import nn
+from transformers import DynamicCache
 
 from nse.architecture import EditableModel
-from nse.batch import by_length, halved, pad
+from nse.batch import Batch, by_length, check_fits, halved, pad
 from nse.contexts import ContextTemplates, within
 from nse.request import EditRequest
+from nse.rows import at_places
 from nse.steps import written_in
 from nse.subjects import HeldFact
 from nse.tokens import TokenizedPrompt
 from nse.trace import capture_inputs, capture_outputs, resumed_above, stopped_after
+
+LEAST_SHARED = 2
+"""Fewest tokens that are read once for all texts that begin with them."""
 
 MOST_KEPT = 1 << 30
 """Most bytes of hidden states that are kept from one measurement to the next, in the processor's memory."""
@@ -41,7 +46,8 @@ class Measurement:
 class KeyTexts:
     """The texts in which keys of some facts are measured: tokenised once, measured as often as weights change.
 
-    A text that another one begins with is read there: what follows changes nothing before it.
+    A text that another one begins with is read there: what follows changes nothing before it. What the texts of one context
+    begin with in common is read once for all of them, as attention keys and values.
     """
 
     def __init__(
@@ -89,13 +95,28 @@ class KeyTexts:
         self._shares = torch.tensor(shares, dtype=torch.float64)
         """(texts,): what each text counts in a fact's key."""
         self._count = len(ends)
-        self._read = _read_together(list(ends))
-        self._below: dict[tuple[int, ...], torch.Tensor] = {}
-        """What enters the first written layer, by batch."""
+        context = {end: i % self._places.shape[1] for i, end in enumerate(wanted)}
+        self._read, self._prefixes = _without_prefixes(_read_together(list(ends)), context)
+        self._past: list[tuple[torch.Tensor, torch.Tensor]] = []
+        """Attention keys and values (prefixes, heads, t, d_head) of the prefixes, by layer, at the last measurement."""
+        self._entering: dict[int, dict[tuple[int, ...], torch.Tensor]] = {}
+        """What enters a written layer, by layer and batch (the prefixes are the batch without a number)."""
+        self._known = self._entering
+        """Of these, what is still so at the measurement that is being made."""
+        self._found: dict[tuple[str, int], torch.Tensor] = {}
+        """What stood at each end at the last measurement."""
 
-    def measure(self, *, key_layers: Sequence[int], hidden_layer: int) -> Measurement:
-        """Measures keys, and the hidden states after `hidden_layer` in the bare prompts, under the weights in force."""
-        found = self._at_the_ends(key_layers, hidden_layer)
+    def measure(self, *, key_layers: Sequence[int], hidden_layer: int, changed: int | None = None) -> Measurement:
+        """Measures keys, and the hidden states after `hidden_layer` in the bare prompts, under the weights in force.
+
+        Args:
+            key_layers: Layers whose keys are wanted.
+            hidden_layer: Layer after which the hidden states are wanted.
+            changed: The layer whose projection alone has changed since the last measurement, of the same layers: what stands
+                below it is as it was and is not computed again.
+        """
+        begin = min(self._first_written if changed is None else changed, hidden_layer)
+        found = self._at_the_ends(_Asked(tuple(key_layers), hidden_layer, begin))
         keys, bare = self._places[:, :-1], self._places[:, -1]
         return Measurement(
             {layer: torch.einsum("ncd,c->dn", found["key", layer][keys], self._shares) for layer in key_layers},
@@ -114,7 +135,7 @@ class KeyTexts:
             Facts with the same keys count once.
         """
         at = torch.tensor(list(dict.fromkeys(map(tuple, self._places[:, :-1].tolist()))))
-        read, found = self._at_the_ends(layers, max(layers)), {}
+        read, found = self._at_the_ends(_Asked(tuple(layers), max(layers), self._first_written)), {}
         for layer in layers:
             keys = read["key", layer][at]  # (facts, texts, d_mlp)
             mean = torch.einsum("ncd,c->nd", keys, self._shares)
@@ -122,44 +143,143 @@ class KeyTexts:
         return found
 
     @torch.no_grad()
-    def _at_the_ends(self, key_layers: Sequence[int], hidden_layer: int) -> dict[tuple[str, int], torch.Tensor]:
+    def _at_the_ends(self, asked: "_Asked") -> dict[tuple[str, int], torch.Tensor]:
         """What stands at each end, (ends, d) float64 on the CPU: keys, post norms' inputs, the hidden state."""
         editable = self._editable
-        inputs: dict[tuple[str, int], nn.Module] = {("key", layer): editable.projection(layer) for layer in key_layers}
-        inputs |= {("output", layer): norm for layer in key_layers if (norm := editable.post_norm(layer)) is not None}
-        found: dict[tuple[str, int], torch.Tensor] = {}
+        for read in self._read:
+            check_fits(editable, read.before + len(read.text))
+        self._known = {layer: states for layer, states in self._entering.items() if layer <= asked.begin}
+        self._entering = {layer: dict(states) for layer, states in self._known.items()}
+        if self._prefixes:
+            batch, cache = pad(editable, self._prefixes), DynamicCache()
+            self._forward((), asked, lambda: _run(editable, batch, cache=cache))
+            ran = [(la.keys, la.values) for la in cache.layers if la.keys is not None and la.values is not None]
+            self._past = self._past[: asked.stop + 1 - len(ran)] + ran  # skipped layers have none of their own
 
         def run(group: Sequence[int]) -> Sequence[int]:
-            batch, below = pad(editable, [self._read[i].text for i in group]), self._below.get(tuple(group))
-            at = [(row, end, last) for row, i in enumerate(group) for end, last in self._read[i].ends]
+            reads = [self._read[i] for i in group]
+            batch, past = pad(editable, [read.text for read in reads]), self._past_of(reads)
+            states = self._forward(tuple(group), asked, lambda: _run(editable, batch, past=past))
+            at = [(row, end, last) for row, read in enumerate(reads) for end, last in read.ends]
             rows, ends, last = torch.tensor(at).T
-            leaving = {("hidden", hidden_layer): editable.block(hidden_layer)}
-            with ExitStack() as stack:
-                if below is not None:
-                    stack.enter_context(
-                        resumed_above(editable, self._first_written - 1, lambda: below.to(editable.device))
-                    )
-                elif self._first_written:
-                    leaving["below", 0] = editable.block(self._first_written - 1)
-                stack.enter_context(stopped_after(editable, max((hidden_layer, *key_layers))))
-                seen = stack.enter_context(capture_inputs(inputs)), stack.enter_context(capture_outputs(leaving))
-                editable.model.base_model(input_ids=batch.ids, attention_mask=batch.mask, use_cache=False)
-            states = seen[0] | seen[1]
-            self._keep(tuple(group), states.pop(("below", 0), None))
             for name, state in states.items():
                 own = state[rows, last].double().cpu()
-                found.setdefault(name, own.new_zeros(self._count, own.shape[-1]))[ends] = own
+                self._found.setdefault(name, own.new_zeros(self._count, own.shape[-1]))[ends] = own
             return group
 
         for group in by_length([TokenizedPrompt(read.text, len(read.text)) for read in self._read]):
             halved(run, group, what="texts")
-        return found
+        return self._found
 
-    def _keep(self, group: tuple[int, ...], below: torch.Tensor | None) -> None:
-        """Keeps what enters the first written layer for a batch, as long as there is room."""
-        kept = sum(state.nbytes for state in self._below.values())
-        if below is not None and kept + below.nbytes <= MOST_KEPT:
-            self._below[group] = below.cpu()  # an accelerator has better uses for its memory
+    def _forward(
+        self, group: tuple[int, ...], asked: "_Asked", run: Callable[[], None]
+    ) -> dict[tuple[str, int], torch.Tensor]:
+        """Runs a batch from the highest layer of which is known what enters it, and keeps what enters the next ones.
+
+        Returns:
+            What was seen of each token, (rows, t, d), in the layers that ran.
+        """
+        editable = self._editable
+        start = max((layer for layer, states in self._known.items() if group in states), default=0)
+        state = self._known[start][group] if start else None
+        inputs: dict[tuple[str, int], nn.Module] = {}
+        for layer in asked.key_layers:
+            inputs["key", layer] = editable.projection(layer)
+            if (norm := editable.post_norm(layer)) is not None:
+                inputs["output", layer] = norm
+        above = [layer for layer in asked.key_layers if layer > asked.begin]
+        entered = {
+            layer for layer in (self._first_written, *above[:1]) if start < layer <= asked.stop
+        }  # measured from next
+        leaving = {("hidden", asked.hidden_layer): editable.block(asked.hidden_layer)}
+        leaving |= {("entering", layer): editable.block(layer - 1) for layer in entered}
+        with ExitStack() as stack:
+            if state is not None:
+                stack.enter_context(resumed_above(editable, start - 1, lambda: state.to(editable.device)))
+            stack.enter_context(stopped_after(editable, asked.stop))
+            seen = stack.enter_context(capture_inputs(inputs)), stack.enter_context(capture_outputs(leaving))
+            run()
+        for layer in entered:
+            self._keep(layer, group, seen[1].pop(("entering", layer)))
+        return seen[0] | {name: hidden for name, hidden in seen[1].items() if name[1] >= start}
+
+    def _past_of(self, reads: Sequence["_Read"]) -> "_Past | None":
+        """The prefixes of some texts, aligned on the right: a sliding window counts places in the cache."""
+        lengths = torch.tensor([read.before for read in reads])
+        width = int(lengths.max())
+        if not width:
+            return None
+        slots = torch.arange(width) - (width - lengths)[:, None]  # (rows, p) place in the prefix; negative: none
+        which = torch.tensor([read.prefix for read in reads]).clamp_min(0)
+        cache = DynamicCache()
+        for layer, (keys, values) in enumerate(self._past):
+            own = which.to(keys.device)
+            cache.update(at_places(keys[own], slots), at_places(values[own], slots), layer)
+        return _Past(cache, slots >= 0, lengths)
+
+    def _keep(self, layer: int, group: tuple[int, ...], entering: torch.Tensor) -> None:
+        """Keeps what enters a layer for a batch, as long as there is room."""
+        kept = sum(state.nbytes for states in self._entering.values() for state in states.values())
+        if kept + entering.nbytes <= MOST_KEPT:
+            self._entering.setdefault(layer, {})[group] = (
+                entering.cpu()
+            )  # an accelerator has better uses for its memory
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """What is measured.
+
+    Attributes:
+        key_layers: Layers whose keys are wanted.
+        hidden_layer: Layer after which the hidden states are wanted.
+        begin: Layers below this one are as they were at the last measurement, if there was one.
+    """
+
+    key_layers: tuple[int, ...]
+    hidden_layer: int
+    begin: int
+
+    @property
+    def stop(self) -> int:
+        """The last layer that is run."""
+        return max(self.hidden_layer, *self.key_layers)
+
+
+@dataclass(frozen=True, slots=True)
+class _Past:
+    """What stands before the texts of a batch.
+
+    Attributes:
+        cache: Its attention keys and values.
+        mask: (rows, p) which of its places are real.
+        lengths: (rows,) number of its tokens.
+    """
+
+    cache: DynamicCache
+    mask: torch.Tensor
+    lengths: torch.Tensor
+
+
+def _run(
+    editable: EditableModel, batch: Batch, *, past: _Past | None = None, cache: DynamicCache | None = None
+) -> None:
+    """A forward pass over a batch, after what stands before it, if anything does; its states may be kept in `cache`."""
+    ids, mask = batch.ids, batch.mask
+    if past is None:
+        editable.model.base_model(
+            input_ids=ids, attention_mask=mask, past_key_values=cache, use_cache=cache is not None
+        )
+        return
+    # places after a text's end would lie beyond the model's positions: they repeat its last
+    offset = torch.arange(ids.shape[1]).minimum(mask.sum(dim=1, keepdim=True).cpu() - 1)
+    editable.model.base_model(
+        input_ids=ids,
+        attention_mask=torch.cat([past.mask.to(mask), mask], dim=1),
+        position_ids=(past.lengths[:, None] + offset).to(ids.device),
+        past_key_values=past.cache,
+        use_cache=True,
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,12 +287,16 @@ class _Read:
     """A text that the model reads, and what ends in it.
 
     Attributes:
-        text: Its tokens.
+        text: Its tokens, less those of its prefix.
         ends: Of each end in it, its number and the place of its last token.
+        prefix: Number of its prefix, -1 for none.
+        before: Number of tokens of its prefix.
     """
 
     text: tuple[int, ...]
     ends: list[tuple[int, int]]
+    prefix: int = -1
+    before: int = 0
 
 
 def _read_together(ends: Sequence[tuple[int, ...]]) -> list[_Read]:
@@ -184,6 +308,32 @@ def _read_together(ends: Sequence[tuple[int, ...]]) -> list[_Read]:
             read.append(_Read(text, []))
         read[-1].ends.append((number, len(text) - 1))
     return read
+
+
+def _without_prefixes(reads: Sequence[_Read], context: Mapping[int, int]) -> tuple[list[_Read], list[tuple[int, ...]]]:
+    """The texts less what those of one context begin with in common, and these prefixes.
+
+    Args:
+        reads: Whole texts.
+        context: Of each end, the number of its context.
+    """
+    together: dict[int, list[_Read]] = {}
+    for read in reads:
+        together.setdefault(context[read.ends[0][0]], []).append(read)
+    found: list[_Read] = []
+    prefixes: list[tuple[int, ...]] = []
+    for own in together.values():
+        one, other = min(read.text for read in own), max(read.text for read in own)  # all others stand between
+        apart = (i for i, (x, y) in enumerate(zip(one, other, strict=False)) if x != y)
+        before = one[: next(apart, len(one))] if len(own) > 1 else ()
+        before = before[: min(last for read in own for _, last in read.ends)]  # what is measured is in the rest
+        if len(before) < LEAST_SHARED:
+            found += own
+            continue
+        n = len(before)
+        found += [_Read(read.text[n:], [(end, last - n) for end, last in read.ends], len(prefixes), n) for read in own]
+        prefixes.append(before)
+    return found, prefixes
 
 
 def measure(

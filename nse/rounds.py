@@ -147,7 +147,7 @@ class _Round:
                     past=past[layer],
                 )
                 self._write(layer, system, open_)
-                state = self._measure(self.hp.z_layer)
+                state = self._measure(self.hp.z_layer, changed=layer)
                 self.context.progress(f"pass {number + 1}", done + 1, len(layers))
             after = self._distances(state)
             open_ = written[after[written] > self.hp.alpha]
@@ -162,10 +162,13 @@ class _Round:
         )
         return Dominant(**found)
 
-    def _measure(self, hidden_layer: int) -> Measurement:
-        """Keys of every written layer and hidden states of all facts after `hidden_layer`, under the weights in force now."""
+    def _measure(self, hidden_layer: int, *, changed: int | None = None) -> Measurement:
+        """Keys of every written layer and hidden states of all facts after `hidden_layer`, under the weights in force now.
+
+        `changed` is the layer that alone was written since the last measurement.
+        """
         with timed(self.seconds, "keys"):
-            return self.texts.measure(key_layers=tuple(self.columns), hidden_layer=hidden_layer)
+            return self.texts.measure(key_layers=tuple(self.columns), hidden_layer=hidden_layer, changed=changed)
 
     def _texts(self, facts: Sequence[EditRequest | HeldFact], *, first_written: int = 0) -> KeyTexts:
         hp = self.hp

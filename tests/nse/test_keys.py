@@ -111,3 +111,32 @@ def test_what_stands_below_the_first_written_layer_is_computed_once_while_there_
     assert torch.equal(again.hidden, fresh.hidden)
     assert all(torch.equal(again.keys[layer], fresh.keys[layer]) for layer in (2, 3))
     assert not torch.equal(again.hidden, first.hidden)
+
+
+def test_after_a_write_only_what_stands_above_is_computed_again_and_contexts_are_read_once(
+    precise, requests, monkeypatch
+) -> None:
+    ran = passes(precise, monkeypatch)
+    texts = KeyTexts(precise, requests, CONTEXTS, first_written=1)
+    layers, weights = (1, 2, 3), {}
+    texts.measure(key_layers=layers, hidden_layer=3)
+    whole = sum(rows * tokens for index, (rows, tokens) in ran if index == 0)
+    for layer in (*layers, *layers):
+        name = precise.parameter_name(layer)
+        weights[name] = weights.get(name, precise.base_tensors[name]) * 1.5
+        with patched(precise, weights):
+            ran.clear()
+            seen = texts.measure(key_layers=layers, hidden_layer=3, changed=layer)
+            assert {index for index, _ in ran} == set(range(layer, 4))
+            ran.clear()
+            fresh = measure(precise, requests, CONTEXTS, key_layers=layers, hidden_layer=3)
+        torch.testing.assert_close(seen.hidden, fresh.hidden, rtol=1e-12, atol=1e-12)
+        for key in layers:
+            torch.testing.assert_close(seen.keys[key], fresh.keys[key], rtol=1e-12, atol=1e-12)
+    separate = sum(
+        len(oracle.placed(precise, c, r, "subject_last")[0][: oracle.placed(precise, c, r, "subject_last")[1] + 1])
+        for r in requests
+        for group in CONTEXTS
+        for c in group
+    )
+    assert whole < 0.8 * separate
