@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer
 
 from nse.architecture import EditableModel
 from nse.batch import Batch, by_length, check_fits, halved, pad
@@ -153,7 +154,8 @@ class KeyTexts:
         if self._prefixes:
             batch, cache = pad(editable, self._prefixes), DynamicCache()
             self._forward((), asked, lambda: _run(editable, batch, cache=cache))
-            ran = [(la.keys, la.values) for la in cache.layers if la.keys is not None and la.values is not None]
+            layers = [layer for layer in cache.layers if isinstance(layer, DynamicLayer)]
+            ran = [(own.keys, own.values) for own in layers if own.keys is not None and own.values is not None]
             self._past = self._past[: asked.stop + 1 - len(ran)] + ran  # skipped layers have none of their own
 
         def run(group: Sequence[int]) -> Sequence[int]:
