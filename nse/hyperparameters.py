@@ -38,6 +38,8 @@ class Hyperparameters:
         clamp_norm_factor: |delta| is kept at or below this share of |h|.
         kl_factor: Weight of the divergence at "{subject} is a".
         v_loss_target: z is done when its loss is below this.
+        target_ending: What z makes the model say after a target that ends with a letter or digit, such as a full stop, so that it
+            does not go on ("Newcastle upon Tyne"); nothing in the paper. At the last token it means nothing.
         v_patience: z is done when every target token has been the most probable one, in every context, for more than this many
             steps on end (ENCORE); 0 is off.
         mom2_update_weight: lambda, the weight of C0 in the solve.
@@ -77,6 +79,7 @@ class Hyperparameters:
     clamp_norm_factor: float = 0.75
     kl_factor: float = 0.0625
     v_loss_target: float = 0.05
+    target_ending: str = ""
     v_patience: int = 0
     mom2_update_weight: float = 15000.0
     previous_keys_weight: float = 1.0
@@ -169,6 +172,8 @@ class Hyperparameters:
         later: dict[str, Any] = {"v_patience": self.v_patience} if self.v_patience else {}
         if self.fact_token != "subject_last":
             later["fact_token"] = self.fact_token
+        elif self.target_ending:
+            later["target_ending"] = self.target_ending
         common = {"z_layer": self.z_layer, "v_num_grad_steps": self.value_updates}
         return common | {name: getattr(self, name) for name in names} | later
 

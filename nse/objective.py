@@ -54,7 +54,7 @@ def texts_of(
                 text,
                 request,
                 fact_token=hyperparameters.fact_token,
-                target=request.target_new,
+                target=_with_ending(request.target_new, hyperparameters),
             )
             if max(prompt.target_ids) >= editable.vocabulary:
                 raise TokenError(
@@ -76,6 +76,12 @@ def texts_of(
         share = hyperparameters.hold_factor / (len(group.held) * len(prompt.target_ids))
         texts.append(Text(prompt, _before_target(prompt), share, kept=True))
     return texts
+
+
+def _with_ending(target: str, hyperparameters: Hyperparameters) -> str:
+    """A target with what shall end it, where its facts are written at their subjects and it has no end of its own."""
+    bare = hyperparameters.fact_token == "last" or not target.rstrip()[-1:].isalnum()
+    return target if bare else target.rstrip() + hyperparameters.target_ending
 
 
 def _before_target(prompt: TokenizedPrompt) -> range:

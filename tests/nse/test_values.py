@@ -8,10 +8,10 @@ import torch
 from nse.architecture import EditableModel
 from nse.errors import TokenError
 from nse.hyperparameters import Hyperparameters
-from nse.objective import compute_z
+from nse.objective import compute_z, texts_of
 from nse.patch import patched
 from nse.request import EditRequest
-from nse.subjects import SubjectFacts
+from nse.subjects import SubjectFacts, by_subject
 from nse.trace import capture_outputs
 from nse.values import ValueStore, value_keys, values_for
 from tests.nse import oracle
@@ -129,6 +129,7 @@ def test_a_hit_in_the_store_gives_the_stored_z_and_runs_no_model(editable, reque
         {"clamp_norm_factor": 1.1},
         {"kl_factor": 0.1},
         {"v_loss_target": 0.06},
+        {"target_ending": "."},
         {"layers": (1,)},
     ],
     ids=lambda change: next(iter(change)),
@@ -186,3 +187,19 @@ def test_a_prompt_longer_than_the_model_is_refused(editable, settings) -> None:
     request = EditRequest("1", "Anna Berg", "{} lives in" + " and in" * 60, "Rome")
     with pytest.raises(TokenError, match="tokens, the model takes 96"):
         compute_z(editable, [request], contexts=CONTEXTS, hyperparameters=settings)
+
+
+@pytest.mark.parametrize(
+    ("target", "fact_token", "said"),
+    [("Rome", "subject_last", "Rome."), ("U.S.", "subject_last", "U.S."), ("Rome", "last", "Rome")],
+)
+def test_z_makes_the_model_end_its_answer_where_it_has_no_end_of_its_own(
+    editable, requests, settings, target, fact_token, said
+) -> None:
+    request, ended = (
+        replace(requests[0], target_new=target),
+        replace(settings, target_ending=".", fact_token=fact_token),
+    )
+    (group,) = by_subject([request], (), joint=True)
+    text = texts_of(editable, [request], group, CONTEXTS[:1], ended)[0]
+    assert editable.decode(list(text.prompt.target_ids)).strip() == said
