@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+import torch
 
 import tests.conftest
 from nse.architecture import EditableModel, load_model
@@ -13,7 +14,7 @@ from nse.evaluation.run import ask
 from nse.hyperparameters import Hyperparameters
 from nse.patch import compose, patched
 from nse.request import EditRequest
-from nse.statistics import collect_second_moments
+from nse.statistics import SecondMoments, collect_second_moments
 
 pytestmark = pytest.mark.skipif(
     not hasattr(tests.conftest, "smollm2"), reason="this tree has no fixture that brings the pretrained model"
@@ -54,7 +55,9 @@ def test_it_answers_in_a_sentence_and_an_edit_in_both_formats_changes_both_answe
         mom2_update_weight=100.0,
         max_passes=2,
     )
-    moments = collect_second_moments(pretrained, tmp_path / "text.txt", layers=settings.layers)
+    few = collect_second_moments(pretrained, tmp_path / "text.txt", layers=settings.layers)
+    full = {name: m + 0.1 * m.diagonal().mean() * torch.eye(len(m)) for name, m in few.moments.items()}  # of full rank
+    moments = SecondMoments(full, few.metadata)
     request = EditRequest("1", "Free State of Prussia", "The capital of {} is", "Rome", "Berlin")
     context = needed_chat_context(pretrained.tokenizer)
     probes = [Probe("efficacy", "1", request.prompt, "Berlin", "Rome")]
