@@ -86,6 +86,7 @@ STORIES = {
         undone=Question("Croatia", "The currency of Croatia is the"),
         seconds=480,
         original=_original,
+        chat=True,
     ),
 }
 """By the name that `nse demo --model` takes."""
