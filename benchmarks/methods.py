@@ -5,13 +5,14 @@
     python -m benchmarks.methods --world demo --stream misleading --orders 1 --methods nse,memit
     python -m benchmarks.methods --world demo --stream batches --estimate
 
-The world is a model with facts that it knows: `demo` (the suite's facts, each corrected to another object) or `bios` (the
-invented people in ../shared). `batches` are rounds of 50, `single` are rounds of one edit, `misleading` are a few rounds of 50
-and then the questions that mislead (nse/evaluation/misleading.py). Settings are those of benchmarks/bench_<world>.yaml. Methods
-that train first are trained by `nse train` on facts that no stream edits, once for all; the file is kept in the folder of
-records. Writes docs/methods_<world>_<stream>.md and .svg (what misleads is asked once: no plot) after every order of the
-stream, and the record under build/. An interrupted run goes on where it was. `--estimate` runs the first rounds of each method
-alone, and says from these how long the whole will last.
+The world is a model with facts that it knows: `demo` (the suite's facts, each corrected to another object), `bios` (the
+invented people in ../shared) or `smollm2` (a pretrained model and ParaRel's facts, made by `python -m benchmarks.pararel`).
+`batches` are rounds of 50, `single` are rounds of one edit, `misleading` are a few rounds of 50 and then the questions that
+mislead (nse/evaluation/misleading.py). Settings are those of benchmarks/bench_<world>.yaml. Methods that train first are
+trained by `nse train` on facts that no stream edits, once for all; the file is kept in the folder of records. Writes
+docs/methods_<world>_<stream>.md and .svg (what misleads is asked once: no plot) after every order of the stream, and the record
+under build/. An interrupted run goes on where it was. `--estimate` runs the first rounds of each method alone, and says from
+these how long the whole will last.
 """
 
 import argparse
@@ -21,6 +22,7 @@ import random
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -32,6 +34,8 @@ from transformers import AutoTokenizer
 
 from benchmarks.table import HERE, device_of, machine
 from benchmarks.table import show as table
+from demo.fetch import fetched
+from demo.wikipedia import texts
 from flows.commands.bench import show
 from flows.progress import shown
 from nse.bench import BenchFiles, BenchOptions, bench
@@ -52,8 +56,8 @@ FACTS = 600
 ASKED = 3
 """Questions of a kind about a case at most: the suite has seven further wordings of each fact, the file ten neighbours."""
 BATCH = {"batches": 50, "single": 1, "misleading": 50}
-CHECKPOINTS = {"demo": 2, "bios": 4}
-"""The demo world's questions take four times as long."""
+CHECKPOINTS = {"demo": 2, "bios": 4, "smollm2": 3}
+"""The demo world's questions take four times as long, a pretrained model's longer still."""
 PER_KIND = 4
 """Misleading questions of a kind about a case at most, as in demo/misleading.yaml."""
 ROUNDS = {"batches": 2, "single": 8, "misleading": 2}
@@ -70,6 +74,7 @@ class World:
         corpus: Text for C0, perplexity and consistency.
         contexts: Context templates.
         tokens: Budget of C0.
+        held_out: Text for perplexity and consistency, where it is not that of C0.
     """
 
     model: Path
@@ -77,19 +82,29 @@ class World:
     corpus: Path
     contexts: Path
     tokens: int
+    held_out: Path | None = None
 
 
-WORLDS = {
-    "demo": World(
+def _smollm2() -> World:
+    """SmolLM2 and the facts that `python -m benchmarks.pararel` asked it; both texts are Wikipedia."""
+    corpus, held_out = texts()
+    dataset = HERE / "build/methods/pararel.json"
+    return World(fetched("smollm2"), dataset, corpus, HERE / "benchmarks/bare_contexts.json", 38_400, held_out)
+
+
+WORLDS: dict[str, Callable[[], World]] = {
+    "demo": lambda: World(
         *(HERE / "demo/model", HERE / "demo/suite.yaml", HERE / "demo/corpus.txt", HERE / "demo/contexts.json"), 20_480
     ),
     # what this model says by itself names other people, so its contexts are beginnings of wordings that are never asked; C0 wants
     # its whole corpus (docs/log.md)
-    "bios": World(
+    "bios": lambda: World(
         *(SHARED / "models/bios", SHARED / "data/bios.json", SHARED / "data/bios_corpus.txt"),
         *(HERE / "benchmarks/lead_ins.json", 71_400),
     ),
+    "smollm2": _smollm2,
 }
+"""Each is made when it is asked for: one is fetched."""
 
 
 def lessons(dataset: Dataset) -> list[EditRequest]:
@@ -125,8 +140,8 @@ def stream_of(options: argparse.Namespace) -> Path:
     Every further edit gives one of the first `FACTS` facts a third object of its relation. The order of the stream decides
     which of two corrections stands.
     """
-    source = WORLDS[options.world].dataset
-    if source.suffix != ".json" or options.edits <= FACTS:
+    source = WORLDS[options.world]().dataset
+    if source.suffix != ".json" or options.edits <= FACTS or options.world == "smollm2":
         return source
     rows: list[dict[str, Any]] = json.loads(source.read_text(encoding="utf-8"))
     objects: dict[str, list[str]] = {}
@@ -175,7 +190,7 @@ def command(name: str, **options: Any) -> None:
 
 def moments_of(hparams: Path, options: argparse.Namespace) -> Path:
     """What `nse stats` makes of a world's text for all layers that any method writes; made if it is not there."""
-    world = WORLDS[options.world]
+    world = WORLDS[options.world]()
     layers = sorted({layer for method in EDITORS for layer in read_settings(hparams, method).settings.layers})
     output: Path = options.output / f"{options.world}-moments-{json_digest([layers, world.tokens])[:8]}.safetensors"
     if not output.is_file():
@@ -191,7 +206,7 @@ def trained_for(method: str, hparams: Path, options: argparse.Namespace) -> Path
     A shorter stream of the same seed is its beginning, so what is trained serves all.
     """
     options = argparse.Namespace(**vars(options) | {"edits": max(options.edits, *EDITS.values())})
-    tokenizer = AutoTokenizer.from_pretrained(WORLDS[options.world].model)
+    tokenizer = AutoTokenizer.from_pretrained(WORLDS[options.world]().model)
     dataset = read_dataset(stream_of(options), tokenizer, edits=options.edits, seed=options.seed)
     cases: Path = options.output / f"{options.world}-{options.edits}-{options.seed}.jsonl"
     cases.parent.mkdir(parents=True, exist_ok=True)
@@ -199,7 +214,7 @@ def trained_for(method: str, hparams: Path, options: argparse.Namespace) -> Path
     made_of = [read_settings(hparams, method).settings.to_dict(), file_digest(cases), dataset.digest, options.seed]
     output = cases.with_name(f"{cases.stem}-{method}-{json_digest(made_of)[:8]}.safetensors")
     if not output.is_file():
-        model = WORLDS[options.world].model
+        model = WORLDS[options.world]().model
         command("train", method=method, model=model, dataset=cases, hparams=hparams, seed=options.seed, output=output)
     return output
 
@@ -252,7 +267,7 @@ def arguments() -> argparse.Namespace:
 def main() -> int:
     """Runs and reports; 1 if a part failed."""
     options = arguments()
-    world, name = WORLDS[options.world], f"methods_{options.world}_{options.stream}"
+    world, name = WORLDS[options.world](), f"methods_{options.world}_{options.stream}"
     hparams = options.hparams or HERE / f"benchmarks/bench_{options.world}.yaml"
     methods = tuple(options.methods.split(",")) if options.methods else tuple(EDITORS)
     tokenizer = AutoTokenizer.from_pretrained(world.model)
@@ -263,7 +278,7 @@ def main() -> int:
     files = BenchFiles(
         *(world.model, source, hparams, options.output / f"{name}.json"),
         second_moment=moments_of(hparams, options),
-        corpus=world.corpus,
+        corpus=world.held_out or world.corpus,
         contexts=world.contexts,
         suite=misleading_suite(dataset, options.output / f"{name}_suite") if misleading else None,
         plot=None if misleading else options.docs / f"{name}.svg",
