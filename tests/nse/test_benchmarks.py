@@ -45,7 +45,8 @@ MORE = {
     "collapse": {"matplotlib"},
     "calibration": {"matplotlib"},
     "ledger": {"ledger", "sqlalchemy", "cryptography"},
-    "methods": {"flows", "transformers"},
+    "methods": {"flows", "transformers", "demo"},
+    "pararel": {"flows"},
     "bisection": {"flows", "ledger"},
 }
 
