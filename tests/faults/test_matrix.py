@@ -23,8 +23,6 @@ STEPS = {
     "apply": ("reconcile", "check decision", "check weights", "move head", "checkpoint"),
     "revert": ("reconcile", "choose what stays", *_ROUND),
 }
-CONSOLIDATION = ("choose what is in force", "edit", "store delta", "propose changeset")
-"""Steps of a consolidation after which it is killed; all that it does there besides is what a round does."""
 DOCUMENT = Path(__file__).parents[2] / "docs" / "ledger.md"
 BEGIN, END = "<!-- made by tests/faults/test_matrix.py -->", "<!-- end -->"
 BOTH = ("SQLite", "PostgreSQL")
@@ -68,8 +66,6 @@ def _cases() -> Iterator[Case]:
         for place in ("before the commit", "before git commit"):
             yield Case(flow, "checkpoint", f"killed {place}", "kill", place)
         yield Case(flow, steps[0], "the schema is newer than the program", around="schema")
-    for step in CONSOLIDATION:
-        yield Case("consolidate", step, "killed after it", "kill", "after")
 
 
 def _cases_of_a_round(flow: str) -> Iterator[Case]:
