@@ -53,8 +53,8 @@ def sample_contexts(
     """Samples one context of `length` tokens for each opening from the model itself, as ROME and MEMIT do, but seeded.
 
     Returns:
-        The bare context, one group with a sampled context `"<text>. {}"` per opening, and the chat format as a group of its own
-        where the tokenizer has one: people ask an instruct model in it.
+        A group of the bare context and of the chat format, where the tokenizer has one: people ask an instruct model in it, so z
+        is optimised there even with `value_contexts: first`; and a group with a sampled context `"<text>. {}"` per opening.
     """
     generator = torch.Generator().manual_seed(seed)
     sampled = []
@@ -68,4 +68,4 @@ def sample_contexts(
         text = editable.decode(ids[0].tolist()).replace("{", " ").replace("}", " ")
         sampled.append(" ".join(text.split()).rstrip(".") + ". {}")
     chat = chat_context(editable.tokenizer)
-    return (BARE[0], tuple(sampled), *([(chat,)] if chat is not None else []))
+    return ((*BARE[0], *([chat] if chat is not None else [])), tuple(sampled))

@@ -4,15 +4,12 @@ from pathlib import Path
 
 import pytest
 
-import tests.conftest
 from nse.architecture import EditableModel, load_model
 from nse.chat import in_chat, needed_chat_context
 from nse.evaluation.probes import Probe, chat_probes
 from nse.evaluation.run import ask
 
-pytestmark = pytest.mark.skipif(
-    not hasattr(tests.conftest, "smollm2"), reason="this tree has no fixture that brings the pretrained model"
-)
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")

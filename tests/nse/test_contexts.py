@@ -63,14 +63,14 @@ def test_one_context_is_sampled_for_each_opening_beside_the_bare_one(editable, t
     assert read_contexts(tmp_path / "c.json") == contexts
 
 
-def test_the_chat_format_is_a_group_of_its_own_where_there_is_one(chatting, tmp_path) -> None:
+def test_the_chat_format_stands_beside_the_bare_prompt_where_there_is_one(chatting, tmp_path) -> None:
     contexts = sample_contexts(chatting, seed=0)
-    assert [len(group) for group in contexts] == [1, len(OPENINGS), 1]
-    assert contexts[2] == (chat_context(chatting.tokenizer),)
+    assert [len(group) for group in contexts] == [2, len(OPENINGS)]
+    assert contexts[0] == ("{}", chat_context(chatting.tokenizer))
     (tmp_path / "c.json").write_text(json.dumps(contexts), encoding="utf-8")
     assert read_contexts(tmp_path / "c.json") == contexts
     chatting.tokenizer.chat_template = None
-    assert sample_contexts(chatting, seed=0) == contexts[:2]
+    assert sample_contexts(chatting, seed=0) == (("{}",), contexts[1])
 
 
 def test_an_eos_that_the_tokenizer_appends_does_not_stand_before_the_sampled_text(editable) -> None:
