@@ -59,7 +59,7 @@ def test_a_new_workspace_has_the_chat_format_among_its_contexts_and_asks_in_it(
     made = nse("init", root, "--model", instruct, "--name", "tiny", "--user", "A <a@b.org>", *files)
     assert made.code == 0, made.err
     contexts = json.loads((root / "contexts.json").read_text(encoding="utf-8"))
-    assert contexts[-1] == [needed_chat_context(AutoTokenizer.from_pretrained(instruct))]
+    assert contexts[0] == ["{}", needed_chat_context(AutoTokenizer.from_pretrained(instruct))]
     judged = nse("evaluate", "--workspace", root, "--json").json
     metrics = json.dumps(judged)
     assert "chat_untouched_generation" in metrics
