@@ -245,7 +245,7 @@ class _Asked:
     @property
     def stop(self) -> int:
         """The last layer that is run."""
-        return max(self.hidden_layer, *self.key_layers)
+        return max((self.hidden_layer, *self.key_layers))
 
 
 @dataclass(frozen=True, slots=True)

@@ -139,4 +139,11 @@ def test_after_a_write_only_what_stands_above_is_computed_again_and_contexts_are
         for group in CONTEXTS
         for c in group
     )
-    assert whole < 0.8 * separate
+    assert whole < 0.85 * separate
+
+
+def test_hidden_states_alone_can_be_measured(editable, requests) -> None:
+    alone = measure(editable, requests, CONTEXTS, key_layers=(), hidden_layer=1)
+    assert alone.keys == {}
+    expected = measure(editable, requests, CONTEXTS, key_layers=(0, 1), hidden_layer=1).hidden
+    torch.testing.assert_close(alone.hidden, expected)
