@@ -213,10 +213,10 @@ def test_a_folder_that_holds_something_is_refused_and_an_empty_one_is_taken(edit
     taken.mkdir()
     (taken / "mine.txt").write_text("x")
     (tmp_path / "file").write_text("x")
-    for place in (taken, tmp_path / "file"):
-        with pytest.raises(NseError, match="exists and is not empty"):
+    for place, why in ((taken, "taken exists and is not empty"), (tmp_path / "file", "file exists: name another")):
+        with pytest.raises(NseError, match=why):
             export_merged(editable, {}, place)
-        with pytest.raises(NseError, match="exists and is not empty"):
+        with pytest.raises(NseError, match=why):
             export_lora(editable, deltas, place)
     assert [p.name for p in taken.iterdir()] == ["mine.txt"]
     (tmp_path / "empty").mkdir()
@@ -228,7 +228,7 @@ def test_an_export_that_fails_leaves_nothing(editable, deltas, tmp_path, monkeyp
     def fail(*_args, **_kwargs) -> None:
         raise OSError("disk full")
 
-    monkeypatch.setattr("nse.export._recorded", fail)
+    monkeypatch.setattr("nse.export.recorded", fail)
     for export in (
         lambda: export_merged(editable, {}, tmp_path / "merged"),
         lambda: export_lora(editable, deltas, tmp_path / "adapter", prompts=PROMPTS),
