@@ -243,9 +243,10 @@ def test_a_process_killed_in_the_middle_leaves_no_folder_of_that_name(model_fold
         import os, signal
         from pathlib import Path
         import nse.export
+        import nse.files
         from nse.architecture import load_model
 
-        nse.export.file_digest = lambda path: os.kill(os.getpid(), signal.SIGKILL)
+        nse.files.file_digest = lambda path: os.kill(os.getpid(), signal.SIGKILL)
         nse.export.export_merged(load_model(Path({str(model_folders["gpt2"])!r})), {{}}, Path({str(tmp_path / "merged")!r}))
     """
     done = subprocess.run(
