@@ -61,8 +61,8 @@ def training(method: str, settings: Hyperparameters, steps: int) -> Callable[[Ed
 METHODS: dict[str, Method] = {
     "nse": Method(),
     "rome": Method(replace(SETTINGS, layers=(1,)), order=False, rise=0.2),
-    "memit": Method(),
-    "memit_seq": Method(),
+    "memit": Method(rise=0.24),  # one pass, beside a C0 of limited keys
+    "memit_seq": Method(rise=0.24),
     "alphaedit": Method(replace(SETTINGS, own={"null_share": 0.8, "L2": 0.02}), rise=0.2),
     "grace": Method(replace(SETTINGS, own={"eps": 0.5, "lr": 0.2, "steps": 10})),
     "mend": Method(MEND, training("mend", MEND, steps=2)),

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from nse.contexts import BARE
 from nse.editors import get_editor
 from nse.errors import HyperparameterError, StatisticsError
 from nse.factors import FactorStore
@@ -23,16 +24,17 @@ def of(context, **changes):
 
 
 def test_ends_writes_the_first_and_the_last_layer_each_to_a_z_of_its_own(precise, context, requests) -> None:
-    context = of(context, write_layers="ends", max_passes=1, mom2_update_weight=1e-6)
+    # bare prompts alone: in several contexts it depends on C0 what the mean key leaves of the residual in the bare one
+    context = replace(of(context, write_layers="ends", max_passes=1, mom2_update_weight=1e-6), contexts=BARE)
     result = get_editor("nse").edit(precise, requests[:2], context)
     names = [precise.parameter_name(layer) for layer in (1, 2)]
     assert sorted(result.delta.layers) == sorted(names)
     first = replace(context.hyperparameters, layers=(1,))
-    z = values_for(precise, requests[:2], contexts=CONTEXTS, hyperparameters=first).double().T
-    seen = measure(precise, requests[:2], CONTEXTS, key_layers=(1,), hidden_layer=1)
+    z = values_for(precise, requests[:2], contexts=BARE, hyperparameters=first).double().T
+    seen = measure(precise, requests[:2], BARE, key_layers=(1,), hidden_layer=1)
     written = result.delta.layers[names[0]].product() @ seen.keys[1]
     torch.testing.assert_close(written, z - seen.hidden, rtol=1e-3, atol=1e-4)  # all of it: C0 hardly weighs here
-    assert [case.residual_after < 0.5 * case.residual_before for case in result.cases] == [True, True]
+    assert [case.residual_after < 0.01 * case.residual_before for case in result.cases] == [True, True]
 
 
 def test_ends_leaves_the_layers_between_alone_and_is_all_where_there_is_one(precise, context, moments_of) -> None:
