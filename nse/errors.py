@@ -33,6 +33,10 @@ class SuiteError(NseError):
     """A regression suite is malformed."""
 
 
+class TaskError(NseError):
+    """A task file is missing or malformed."""
+
+
 class TrainingError(NseError):
     """A method that trains before it edits lacks its trained file, or that is malformed or made for another model."""
 
