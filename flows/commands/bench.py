@@ -43,6 +43,10 @@ def bench(
         ),
     ] = 0,
     prose: Annotated[int, typer.Option(help="Most cases to write texts about: fluency, consistency.", min=0)] = 20,
+    tasks: Annotated[
+        list[Path] | None, typer.Option(help="Task file for capability: pairs or right and wrong texts; repeat it.")
+    ] = None,
+    task_questions: Annotated[int, typer.Option(help="Most questions of a task file; 0: all.", min=0)] = 200,
     chat: Annotated[bool, typer.Option("--chat", help="Ask everything in the model's chat format as well.")] = False,
     trained: Annotated[list[str] | None, typer.Option(help="METHOD=FILE, what `nse train` made; repeat it.")] = None,
     plot: Annotated[Path | None, typer.Option(help="The plot, .svg or .png.")] = None,
@@ -72,6 +76,7 @@ def bench(
         architecture=architecture,
         plot=plot,
         trained=made,
+        tasks=tuple(tasks or ()),
     )
     options = BenchOptions(
         tuple(ready) if method == "all" else tuple(name.strip() for name in method.split(",")),
@@ -83,6 +88,7 @@ def bench(
         hold=hold,
         asked=asked,
         prose=prose,
+        task_questions=task_questions,
         chat=chat,
         isolated=not in_process,
         dtype=dtype,

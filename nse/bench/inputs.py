@@ -16,6 +16,7 @@ from nse.contexts import read_contexts, sample_contexts
 from nse.corpus import open_corpus
 from nse.editors import get_editor
 from nse.errors import HyperparameterError, RequestError, StatisticsError, TrainingError
+from nse.evaluation.capability import TaskSet, read_task_sets
 from nse.evaluation.suites import read_suite
 from nse.fingerprint import json_digest
 from nse.hyperparameters import HyperparameterFile
@@ -38,6 +39,7 @@ class BenchFiles:
         architecture: Description of the model's family.
         plot: The plot, if one is wanted.
         trained: By method, what `nse train` made for it.
+        tasks: Task files for capability (`nse.evaluation.capability`).
     """
 
     model: Path
@@ -51,6 +53,7 @@ class BenchFiles:
     architecture: Path | None = None
     plot: Path | None = None
     trained: Mapping[str, Path] = field(default_factory=dict)
+    tasks: tuple[Path, ...] = ()
 
     @property
     def parts(self) -> Path:
@@ -72,6 +75,7 @@ class BenchOptions:
         hold: Whether methods are given known facts, the suite's or the dataset's, to be left in place.
         asked: Most questions of a kind about a case; 0 asks all. Of misleading ones a suite says it.
         prose: Most cases of which a text is written, for fluency and consistency, at five checkpoints at most.
+        task_questions: Most questions of a task file; 0 asks all.
         chat: Whether everything is asked in the chat format as well; the tokenizer must have one.
         isolated: Whether every part runs in a process of its own.
         dtype: Name of the type of the model's weights.
@@ -88,6 +92,7 @@ class BenchOptions:
     hold: bool = False
     asked: int = 0
     prose: int = 20
+    task_questions: int = 200
     chat: bool = False
     isolated: bool = True
     dtype: str = "float32"
@@ -97,11 +102,12 @@ class BenchOptions:
 
 @dataclass(frozen=True, slots=True)
 class Shared:
-    """What all parts share: the job of the base, what was read for each method, and digests of everything that went in."""
+    """What all parts share: the job of the base, what was read for each method and once, digests of everything that went in."""
 
     job: Job
     settings: Mapping[str, HyperparameterFile]
     dataset: Dataset
+    tasks: tuple[TaskSet, ...]
     digests: dict[str, Any]
 
 
@@ -143,6 +149,7 @@ def shared_by_all(
         needed_chat_context(editable.tokenizer)
     dataset = read_dataset(files.dataset, editable.tokenizer, edits=options.edits, seed=options.seed)
     suite = read_suite(files.suite) if files.suite else dataset.suite
+    tasks = read_task_sets(files.tasks, most=options.task_questions)
     contexts = read_contexts(files.contexts) if files.contexts else sample_contexts(editable, seed=options.seed)
     kept = files.parts / f"contexts-{json_digest(contexts)[:16]}.json"
     write_whole(kept, json.dumps(contexts, ensure_ascii=False) + "\n")
@@ -159,6 +166,8 @@ def shared_by_all(
         suite=files.suite.resolve() if files.suite else None,
         corpus=files.corpus.resolve() if files.corpus else None,
         architecture=files.architecture.resolve() if files.architecture else None,
+        tasks=tuple(path.resolve() for path in files.tasks),
+        task_questions=options.task_questions,
         edits=options.edits,
         batch_size=options.batch_size,
         checkpoints=options.checkpoints,
@@ -180,8 +189,9 @@ def shared_by_all(
         # those that are made follow from the corpus, layer by layer, whichever layers the other methods have
         "second_moment": open_corpus(files.second_moment).digest() if moments and files.second_moment else None,
         "corpus": corpus,
+        **({"tasks": {own.name: own.digest for own in tasks}} if tasks else {}),
     }
-    return Shared(job, settings, dataset, digests)
+    return Shared(job, settings, dataset, tasks, digests)
 
 
 def _moments(

@@ -32,6 +32,8 @@ class Job:
         corpus: Text for perplexity and consistency.
         architecture: Description of the model's family.
         trained: What `nse train` made for the method.
+        tasks: Task files for capability.
+        task_questions: Most questions of each of them; 0 asks all.
         edits: Cases that are edited.
         batch_size: Cases in a round.
         checkpoints: How often all is tested.
@@ -57,6 +59,8 @@ class Job:
     corpus: Path | None = None
     architecture: Path | None = None
     trained: Path | None = None
+    tasks: tuple[Path, ...] = ()
+    task_questions: int = 200
     edits: int = 100
     batch_size: int = 100
     checkpoints: int = 5
@@ -89,7 +93,7 @@ class Job:
         paths = {f.name for f in fields(cls) if f.type in (Path, Path | None)}
         told: dict[str, Any] = json.loads(text)
         given: dict[str, Any] = {n: Path(v) if n in paths and v is not None else v for n, v in told.items()}
-        return cls(**given)
+        return cls(**given | {"tasks": tuple(Path(v) for v in told["tasks"])})
 
 
 def editor_of(method: str) -> str:

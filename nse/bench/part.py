@@ -22,6 +22,7 @@ from nse.corpus import open_corpus
 from nse.delta import Delta
 from nse.editors import EditContext, get_editor, read_settings
 from nse.errors import NseError
+from nse.evaluation.capability import capability, read_task_sets
 from nse.evaluation.probes import shuffled
 from nse.evaluation.suites import Suite, held_facts, read_suite
 from nse.fingerprint import json_digest
@@ -44,7 +45,7 @@ AGES = 10
 READINGS = 40
 """Perplexity is taken after so many rounds of a stream at most, evenly spread, and at the checkpoints."""
 WRITINGS = 5
-"""Texts are written at so many checkpoints at most, evenly spread: a text takes as long as many questions."""
+"""Texts are written, and task sets asked, at so many checkpoints at most, evenly spread: they take as long as many questions."""
 GATE = 1.1
 """Bound of perplexity as a multiple of the base model's, as in the suites that are shipped."""
 
@@ -59,6 +60,7 @@ class _Course:
         rounds: A record per round, or per solve of all edits so far.
         checkpoints: A record per checkpoint.
         last: What was asked at the latest of them.
+        capability: What it was when it was last measured.
         edits: Cases of the stream that are behind.
         unedited: Perplexity of the base model; NaN if there are no texts for it.
         asked: Probes put at all checkpoints.
@@ -71,6 +73,7 @@ class _Course:
     rounds: list[dict[str, Any]] = field(default_factory=list)
     checkpoints: list[dict[str, Any]] = field(default_factory=list)
     last: Scores = field(default_factory=lambda: Scores({}))
+    capability: dict[str, float] = field(default_factory=dict)
     edits: int = 0
     unedited: float = math.nan
     asked: int = 0
@@ -99,6 +102,7 @@ def run_part(editable: EditableModel, job: Job, *, progress: Progress = silent) 
     suite = read_suite(job.suite) if job.suite else dataset.suite
     chat = needed_chat_context(editable.tokenizer) if job.chat else None
     questions = questions_about(dataset, suite, most=job.asked, tokenizer=editable.tokenizer, chat=chat)
+    tasks = read_task_sets(job.tasks, most=job.task_questions)
     texts, prose = fixed_texts(job, suite, dataset.requests), _prose(job, dataset.requests)
     held = _held(suite, dataset) if job.hold else ()
     stream = ordered(dataset.requests, order=job.order, seed=job.seed)
@@ -129,6 +133,10 @@ def run_part(editable: EditableModel, job: Job, *, progress: Progress = silent) 
                 if asked:
                     about = prose if number in written else None
                     course.last = score(editable, names, questions, texts=texts, prose=about, seed=job.seed)
+                if number in written:
+                    if course.deltas or not course.capability:  # that of the base is measured once
+                        course.capability = capability(editable, tasks)
+                    course.last.metrics.update(course.capability)
                 if watched:
                     seen = course.last.metrics["perplexity"] if asked else perplexity_of(editable, texts)
                     course.rounds[-1]["perplexity"] = seen

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from nse.bench.job import BASE
 from nse.errors import NseError
+from nse.evaluation.capability import CAPABILITY
 from nse.evaluation.misleading import MISLEADING
 
 if TYPE_CHECKING:
@@ -32,6 +33,8 @@ KINDS: dict[str, str] = {
 }
 TEXT = {"perplexity": "perplexity", "fluency": "fluency, bits", "consistency": "consistency, %"}
 """Metrics of text, one row."""
+CAPABLE = {CAPABILITY: "capability, %"}
+"""Of task sets, a row of one panel."""
 UNBOUNDED = ("perplexity", "fluency")
 """What is no share."""
 
@@ -103,13 +106,13 @@ def _rows(record: Mapping[str, Any]) -> list[list[str | None]]:
         for name, value in checkpoint.items()
         if value is not None
     }
-    rows = [*([f"{kind}{way}" for way in WAYS] for kind in KINDS), list(TEXT)]
+    rows = [*([f"{kind}{way}" for way in WAYS] for kind in KINDS), list(TEXT), [*CAPABLE, "", ""]]
     return [[name if name in measured else None for name in row] for row in rows if measured & set(row)] or [[None] * 3]
 
 
 def _title(name: str) -> str:
-    if name in TEXT:
-        return TEXT[name]
+    if own := {**TEXT, **CAPABLE}.get(name):
+        return own
     kind = next(kind for kind in KINDS if name.startswith(kind))
     return f"{KINDS[kind]}: {WAYS[name.removeprefix(kind)]}"
 

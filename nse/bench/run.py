@@ -15,7 +15,7 @@ from nse.bench.job import BASE, Job, editor_of, torch_dtype
 from nse.bench.part import finite, run_part
 from nse.bench.plot import check_plot, draw
 from nse.bench.program import program_digest
-from nse.bench.summary import summary
+from nse.bench.summary import against_base, summary
 from nse.bench.worker import run_apart
 from nse.calibration.record import write_whole
 from nse.command import versions
@@ -74,7 +74,7 @@ def bench(
     for done, (name, order) in enumerate(names, start=1):
         progress("parts", done - 1, len(names))
         part, how = _part(editable, shared, files, name, order, progress)
-        found[name].append(part)
+        found[name].append(part if name == BASE else against_base(part, found[BASE][order]))
         left = remaining([n for n, _ in names[done:]], found)
         say(f"{name}, order {order + 1}: {how}; {done} of {len(names)} parts{f', about {left} left' if left else ''}")
         if done % len(found) == 0:
@@ -111,6 +111,7 @@ def _record(
     files: BenchFiles, options: BenchOptions, shared: Shared, found: Mapping[str, list[dict[str, Any]]]
 ) -> dict[str, Any]:
     told = ("edits", "batch_size", "orders", "checkpoints", "seed", "hold", "asked", "prose")
+    tasks = {own.name: {"questions": len(own.choices), "chance": own.chance} for own in shared.tasks}
     record: dict[str, Any] = finite(
         {
             "schema": SCHEMA,
@@ -118,6 +119,7 @@ def _record(
                 "dataset": files.dataset.name,
                 **{name: getattr(options, name) for name in told},
                 **({"chat": True} if options.chat else {}),
+                **({"tasks": tasks} if tasks else {}),
                 "left_out": [list(pair) for pair in shared.dataset.left_out],
             },
             "digests": shared.digests,
@@ -188,7 +190,9 @@ def _settings_of(shared: Shared, name: str) -> dict[str, Any]:
 def _plain(job: Job) -> dict[str, Any]:
     """What of a job is no path: files count by their digests."""
     return {
-        name: value for name, value in json.loads(job.to_json()).items() if not isinstance(getattr(job, name), Path)
+        name: value
+        for name, value in json.loads(job.to_json()).items()
+        if name != "tasks" and not isinstance(getattr(job, name), Path)
     }
 
 

@@ -1,16 +1,21 @@
 """What the orders of a stream come to: mean and spread of each metric, and the tables that show methods side by side."""
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from nse.bench.job import BASE
+from nse.evaluation.capability import CAPABILITY
 from nse.evaluation.misleading import MISLEADING
 
 SHARES = ("efficacy", "generalization", "specificity", "harmonic_mean")
 COLD = ("seconds_per_edit",)
 """Metrics that z's kept from another order would flatter."""
+RATIO = f"{CAPABILITY}_ratio"
+"""Of a method to the base model."""
+CAPABLE = "capability, %"
+"""Title of the table of capability, whose further columns are the task sets."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +55,7 @@ TABLES: dict[str, tuple[Column, ...]] = {
     ),
     "by argmax, teacher-forced, %": _shares("_accuracy"),
     "by probability against the other object, %": _shares(""),
+    CAPABLE: (Column(CAPABILITY, "mean"), Column(RATIO, "of the base's")),
     "text and cost": (
         Column("perplexity", "perplexity", -1, percent=False),
         Column("edits_within_gate", "edits before +10%", percent=False),
@@ -70,6 +76,19 @@ class Cell:
 
     text: str
     best: bool = False
+
+
+def against_base(part: Mapping[str, Any], base: Mapping[str, Any]) -> dict[str, Any]:
+    """A part with its capability as a ratio to the base's, at its end and at the checkpoints; as it is if either has none."""
+    whole: float | None = base.get("metrics", {}).get(CAPABILITY)
+    if not whole or "metrics" not in part:
+        return dict(part)
+
+    def told(metrics: Mapping[str, Any]) -> dict[str, Any]:
+        own = metrics.get(CAPABILITY)
+        return dict(metrics) if own is None else {**metrics, RATIO: own / whole}
+
+    return {**part, "metrics": told(part["metrics"]), "checkpoints": [told(c) for c in part["checkpoints"]]}
 
 
 def summary(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -107,6 +126,8 @@ def tables(record: Mapping[str, Any]) -> dict[str, tuple[list[str], list[list[Ce
     blank = {name: "" if told["summary"]["orders"] else "failed" for name, told in methods.items()}
     shown = {}
     for title, columns in TABLES.items():
+        if title == CAPABLE:
+            columns = (*columns, *_of_tasks(metrics.values()))
         present = [c for c in columns if any(c.name in own for own in metrics.values())]
         best = {c.name: _best(c, metrics) for c in present}
         rows = [
@@ -124,6 +145,12 @@ def tables(record: Mapping[str, Any]) -> dict[str, tuple[list[str], list[list[Ce
         if present:
             shown[title] = (["method", *(c.title for c in present)], rows)
     return shown
+
+
+def _of_tasks(metrics: Iterable[Mapping[str, Any]]) -> list[Column]:
+    """A column for each task set."""
+    names = dict.fromkeys(name for own in metrics for name in own if name.startswith(f"{CAPABILITY}."))
+    return [Column(name, name.removeprefix(f"{CAPABILITY}.")) for name in names]
 
 
 def failures(record: Mapping[str, Any]) -> list[str]:
@@ -144,6 +171,13 @@ def notes(record: Mapping[str, Any]) -> list[str]:
         found.append(
             f"First edits: the first {_count(facts)} of those that stand at the end; at least: the lower end of the 95%"
             " interval of their share."
+        )
+    if tasks := record["stream"].get("tasks"):
+        asked = ", ".join(
+            f"{s['questions']} of {name} (by chance {100 * s['chance']:.0f})" for name, s in tasks.items()
+        )
+        found.append(
+            f"Capability: questions of public task sets, {asked}; their mean, and its ratio to the base model's."
         )
     cases: Mapping[str, Any] = next(
         (p["cases"] for told in record["methods"].values() for p in told["parts"] if p.get("cases")), {}

@@ -40,6 +40,7 @@ from nse.errors import (
     TokenError,
     TrainingError,
 )
+from nse.evaluation.capability import TaskSet
 from nse.evaluation.metrics import WAYS
 from nse.evaluation.retention import wilson
 from nse.patch import Weights, patched
@@ -221,6 +222,59 @@ def test_texts_are_written_at_some_checkpoints_and_at_the_end(files: BenchFiles,
     assert [c["edits"] for c in part["checkpoints"] if "fluency" in c] == [3, 6]
 
 
+def test_task_sets_are_asked_at_the_checkpoints_and_compared_with_the_base(files: BenchFiles, monkeypatch) -> None:
+    asked: list[str] = []
+    ask = nse.bench.part.capability
+
+    def counted(editable: EditableModel, sets: Sequence[TaskSet]) -> dict[str, float]:
+        asked.append("asked")
+        return ask(editable, sets)
+
+    monkeypatch.setattr(nse.bench.part, "capability", counted)
+    tasks = []
+    for name, shift in (("homes", 2), ("others", 1)):
+        rows = [
+            {
+                "prompt": t.replace("{}", p),
+                "right": CITIES[(i + shift) % 6],
+                "wrong": [CITIES[(i + shift + 1) % 6], CITIES[(i + shift + 3) % 6]],
+            }
+            for i, p in enumerate(PEOPLE)
+            for t in TEMPLATES
+        ]
+        tasks.append(files.output.with_name(f"{name}.json"))
+        tasks[-1].write_text(json.dumps(rows), encoding="utf-8")
+    record = bench(
+        replace(files, tasks=tuple(tasks)), replace(OPTIONS, orders=1, methods=("nse", "idle"), task_questions=20)
+    )
+    assert asked == ["asked"] * (1 + 3 + 3)  # the base's does not change
+    base, new, idle = (record["methods"][name]["parts"][0] for name in (BASE, "nse", "idle"))
+    assert [c["capability"] for c in base["checkpoints"]] == [base["metrics"]["capability"]] * 3
+    found = new["metrics"]
+    assert found["capability"] == pytest.approx((found["capability.homes"] + found["capability.others"]) / 2)
+    for metrics in (found, *new["checkpoints"]):
+        assert metrics["capability_ratio"] == pytest.approx(metrics["capability"] / base["metrics"]["capability"])
+    assert found["capability.homes"] > base["metrics"]["capability.homes"]  # that is what was written
+    assert idle["metrics"]["capability_ratio"] == 1
+    assert "capability_ratio" not in base["metrics"]
+    header, rows = tables(record)["capability, %"]
+    assert header == ["method", "mean", "of the base's", "homes", "others"]
+    assert [row[0].text for row in rows] == [BASE, "nse", "idle"]
+    assert rows[2][2].text == "100.0"
+    assert "20 of homes (by chance 33), 20 of others (by chance 33)" in markdown(record)
+    monkeypatch.setattr(nse.bench.run, "run_part", _no_part)
+    again = bench(
+        replace(files, tasks=tuple(tasks)), replace(OPTIONS, orders=1, methods=("nse", "idle"), task_questions=20)
+    )
+    assert again == record
+    with pytest.raises(AssertionError, match="made anew"):
+        bench(replace(files, tasks=tuple(tasks[:1])), replace(OPTIONS, orders=1, methods=("nse",), task_questions=20))
+
+
+def _no_part(*_given: Any, **_named: Any) -> dict[str, Any]:
+    raise AssertionError("made anew")
+
+
 def test_a_counterfact_file_is_asked_in_every_way(files: BenchFiles) -> None:
     rows = [
         {
@@ -398,6 +452,8 @@ def test_a_process_that_cannot_do_its_job_says_why(files: BenchFiles, tmp_path: 
 
 def test_a_job_is_the_same_after_its_file(tmp_path: Path) -> None:
     job = Job("nse", 1, tmp_path, tmp_path, tmp_path, tmp_path, moments=tmp_path / "m", hold=True, memory=7)
+    assert Job.from_json(job.to_json()) == job
+    job = replace(job, tasks=(tmp_path / "a.json", tmp_path / "b.json"))
     assert Job.from_json(job.to_json()) == job
     assert torch_dtype("bfloat16") == torch.bfloat16
     with pytest.raises(ArchitectureError, match="is no type of weights"):
