@@ -34,6 +34,7 @@ from transformers import AutoTokenizer
 
 from benchmarks.table import HERE, device_of, machine
 from benchmarks.table import show as table
+from benchmarks.tasks import task_files
 from demo.fetch import fetched
 from demo.wikipedia import texts
 from flows.commands.bench import show
@@ -75,6 +76,7 @@ class World:
         contexts: Context templates.
         tokens: Budget of C0.
         held_out: Text for perplexity and consistency, where it is not that of C0.
+        tasks: Task files for capability.
     """
 
     model: Path
@@ -83,13 +85,15 @@ class World:
     contexts: Path
     tokens: int
     held_out: Path | None = None
+    tasks: tuple[Path, ...] = ()
 
 
 def _smollm2() -> World:
-    """SmolLM2 and the facts that `python -m benchmarks.pararel` asked it; both texts are Wikipedia."""
+    """SmolLM2 and the facts that `python -m benchmarks.pararel` asked it; both texts are Wikipedia; public task sets."""
     corpus, held_out = texts()
     dataset = HERE / "build/methods/pararel.json"
-    return World(fetched("smollm2"), dataset, corpus, HERE / "benchmarks/bare_contexts.json", 38_400, held_out)
+    contexts = HERE / "benchmarks/bare_contexts.json"
+    return World(fetched("smollm2"), dataset, corpus, contexts, 38_400, held_out, task_files())
 
 
 WORLDS: dict[str, Callable[[], World]] = {
@@ -283,6 +287,7 @@ def main() -> int:
         suite=misleading_suite(dataset, options.output / f"{name}_suite") if misleading else None,
         plot=None if misleading else options.docs / f"{name}.svg",
         trained={m: trained_for(m, hparams, options) for m in training},
+        tasks=world.tasks,
     )
     whole = BenchOptions(
         methods,

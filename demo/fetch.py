@@ -130,17 +130,27 @@ MODELS = {
     ),
 }
 
-FILES = {
-    "wikipedia": Member(
+
+def _gensim(file: str, sha256: str) -> Member:
+    return Member(
         "gensim",
         "4.4.0",
-        "gensim/test/test_data/enwiki-latest-pages-articles1.xml-p000000010p000030302-shortened.bz2",
-        "a53f4648dec40467ebdcbc7a1307eddb51fe6e28e9309f6ebde81ba0d04bea2d",
+        f"gensim/test/test_data/{file}",
+        sha256,
         "91a7fa5e814e7b1bad4b2dffa8d62c1e55410d5cbdf930714c1997ffb4404db8",
         ("--platform=manylinux_2_24_x86_64", "--implementation=cp", "--python-version=3.11", "--abi=cp311"),
+    )
+
+
+FILES = {
+    "wikipedia": _gensim(
+        "enwiki-latest-pages-articles1.xml-p000000010p000030302-shortened.bz2",
+        "a53f4648dec40467ebdcbc7a1307eddb51fe6e28e9309f6ebde81ba0d04bea2d",
     ),
+    "analogies": _gensim("questions-words.txt", "8c29b3332afc46f3fb8be04cb5297bf96f39aa7131272dff57869b4485b22a36"),
 }
-"""Wikipedia: a part of an English dump (CC BY-SA), which the package keeps for its own tests."""
+"""What the package keeps for its own tests: a part of an English dump of Wikipedia (CC BY-SA); word2vec's analogy questions
+(Apache-2.0)."""
 
 
 def cache() -> Path:

@@ -148,7 +148,7 @@ def test_a_file_is_fetched_once_and_checked_each_time(index, monkeypatch, downlo
     path.write_bytes(b"other")
     with pytest.raises(FetchFailed, match="has other bytes than were fetched"):
         fetched_file("text")
-    with pytest.raises(FetchFailed, match="choose one of text, wikipedia"):
+    with pytest.raises(FetchFailed, match="choose one of analogies, text, wikipedia"):
         fetched_file("no")
 
 

@@ -34,6 +34,7 @@ STANDARD = {
         "itertools",
         "json",
         "math",
+        "re",
     ),
     *("os", "pathlib", "platform", "random", "resource", "shutil", "statistics", "subprocess", "sys", "tempfile"),
     *("contextlib", "time", "typing"),
@@ -47,6 +48,7 @@ MORE = {
     "ledger": {"ledger", "sqlalchemy", "cryptography"},
     "methods": {"flows", "transformers", "demo"},
     "pararel": {"flows"},
+    "tasks": {"demo"},
     "bisection": {"flows", "ledger"},
 }
 

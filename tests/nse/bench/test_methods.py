@@ -10,6 +10,7 @@ import yaml
 
 from benchmarks.methods import WORLDS, estimated, lessons, misleading_suite
 from benchmarks.table import HERE
+from benchmarks.tasks import analogies, cloze
 from nse.architecture import EditableModel
 from nse.bench import BASE, BenchFiles, BenchOptions, bench
 from nse.bench.streams import Dataset, read_dataset
@@ -95,6 +96,31 @@ def test_what_misleads_is_asked_of_the_cases_of_a_file_that_are_not_edited(tmp_p
     told = (anna.prompt_template, "The home of {} is", *(r.prompt_template for r in others))
     assert suite.templates == {"home": tuple(dict.fromkeys(told))}
     assert (suite.misleading, suite.neighbours) == (MISLEADING, 0)
+
+
+def test_an_analogy_is_asked_against_other_answers_of_its_category_and_never_about_a_fact() -> None:
+    comparatives = [("big", "bigger"), ("small", "smaller"), ("cold", "colder"), ("deep", "deeper"), ("old", "older")]
+    rows = [f"{a} {b} {c} {d}" for a, b in comparatives for c, d in comparatives if a != c]
+    text = "\n".join([": capital-world", "Oslo Norway Rome Italy", ": gram3-comparative", *rows])
+    found = list(analogies(text))
+    assert [row["prompt"] for row in found] == ["{} is to {} as {} is to".format(*row.split()[:3]) for row in rows]
+    for row, told in zip(found, rows, strict=True):
+        assert row["right"] == told.split()[3]
+        assert len(row["wrong"]) == len(set(row["wrong"])) == 3
+        assert set(row["wrong"]) <= {b for _, b in comparatives} - set(told.split())
+
+
+def test_a_cloze_asks_for_a_sentences_last_word_against_words_that_follow_in_its_paragraph() -> None:
+    first = "The study of the field began when a few people in the town wrote down what they had heard about its"
+    lines = [
+        f"{first} history. Nothing was ever printed, as everybody knows.",
+        "A short one. And more.",
+        f"{first} Rome. Then",
+    ]
+    (found,) = cloze("\n".join(lines))
+    assert (found["prompt"], found["right"]) == (first, "history")
+    assert len(found["wrong"]) == 3
+    assert set(found["wrong"]) <= {"ever", "printed", "everybody", "knows"}
 
 
 def test_rounds_and_questions_are_counted_as_many_times_as_they_come() -> None:
