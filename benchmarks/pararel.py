@@ -1,11 +1,15 @@
 """ParaRel's facts as a stream for a pretrained model: what it knows is asked first, neighbours are facts that it knows.
 
     python -m benchmarks.pararel --model DIR --output build/methods/pararel.json
+    python -m benchmarks.pararel --model DIR --output build/methods/pararel-tuning.json --edits 400 --tuning
 
 Of the facts that the model says by greedy generation, `KEPT` of a hundred are never corrected. Half of them are neighbours, which
 no method is told of. The other half stand after the corrections: they are asked as untouched, and a method may be told to hold
 them. The others are corrected first, then facts that it does not know, one of each subject.
-Subjects of the file that settings were tuned on are left out. Answers are kept beside the output, by the model's digest.
+Answers are kept beside the output, by the model's digest.
+
+Settings are tuned on other subjects: `--tuning` makes a stream of those facts of smollm2_dev.json that are known, then of unknown
+facts whose subjects no reported stream of `REPORTED` corrections names. Such a stream leaves the subjects of that file out.
 """
 
 import argparse
@@ -34,6 +38,7 @@ RELATIONS = ("P103", "P36", "P1412", "P1376", "P17")
 KEPT = 45
 NEIGHBOURS = 3
 ANSWER_TOKENS = 5
+REPORTED = 1000
 PART = 400
 """Facts that are asked between two savings."""
 
@@ -94,12 +99,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, required=True)
     parser.add_argument("--output", type=Path, default=HERE / "build/methods/pararel.json")
-    parser.add_argument("--edits", type=int, default=1000)
+    parser.add_argument("--edits", type=int, default=REPORTED)
+    parser.add_argument("--tuning", action="store_true", help="the stream that settings are tuned on")
     parser.add_argument("--seed", type=int, default=0)
     options, console = parser.parse_args(), Console(stderr=True)
     torch.set_num_threads(1)
     editable = load_model(options.model, dtype=torch.float32)
-    tuned = {subject_key(request) for request in read_requests(DATA / "smollm2_dev.json")}
+    tuning = read_requests(DATA / "smollm2_dev.json")
+    tuned = {subject_key(request) for request in tuning}
     facts = [
         fact
         for fact in read_requests(DATA / "pararel.json")
@@ -108,6 +115,10 @@ def main() -> None:
     answers = options.output.with_name(f"answers-{editable.base_digest[:12]}.json")
     with shown(console) as progress:
         right = known(editable, facts, answers, progress)
+    if options.tuning:
+        reported = {record["subject"] for record in stream(facts, right, edits=REPORTED, seed=options.seed)}
+        facts = [*tuning, *(f for f in facts if f.subject not in reported and f.case_id not in right)]
+        right = {fact.case_id for fact in tuning}
     records = stream(facts, right, edits=options.edits, seed=options.seed)
     options.output.write_text(json.dumps(records, ensure_ascii=False, indent=0), encoding="utf-8")
     corrected = sum(bool(record["neighborhood_prompts"]) for record in records)

@@ -4,6 +4,7 @@ After it the weights depend on which corrections are in force, and not on how th
 own, so that one alone can be reverted. Reverting the consolidation itself brings the deltas back that it stands for.
 """
 
+from collections.abc import Callable
 from functools import partial
 
 from flows.dependencies import Dependencies, dependencies
@@ -28,6 +29,7 @@ def plan_consolidation(
     run_step: RunStep = call_directly,
     tell: Tell | None = None,
     progress: Progress = silent,
+    foretell: Callable[[str], None] | None = None,
 ) -> Planned:
     """Plans a changeset that puts one delta in place of all; it needs approval and `nse apply` like any other.
 
@@ -38,12 +40,13 @@ def plan_consolidation(
         run_step: Runs each step.
         tell: Told what it entails before the work starts.
         progress: Told how far it is.
+        foretell: Told how long it will take.
 
     Raises:
         Refused: If nothing is in force, or all of it is one such delta already.
     """
     workspace = session.workspace
-    steps = Round(session, by=by, reason=reason, progress=progress)
+    steps = Round(session, by=by, reason=reason, progress=progress, foretell=foretell)
     with writer(workspace, "consolidate", by):
         run_step("reconcile", partial(reconcile, workspace))
         plan = run_step("choose what is in force", partial(_choose, session, tell))
@@ -55,11 +58,17 @@ def plan_consolidation(
 
 
 def run_night(
-    session: Session, *, by: str, run_step: RunStep = call_directly, progress: Progress = silent, reason: str = ""
+    session: Session,
+    *,
+    by: str,
+    run_step: RunStep = call_directly,
+    progress: Progress = silent,
+    reason: str = "",
+    foretell: Callable[[str], None] | None = None,
 ) -> Planned:
     """Plans what the night is for: a round, or a consolidation where `round.consolidate_every` makes one due."""
     plan = plan_consolidation if _due_now(session) else run_round
-    return plan(session, by=by, reason=reason, run_step=run_step, progress=progress)
+    return plan(session, by=by, reason=reason, run_step=run_step, progress=progress, foretell=foretell)
 
 
 def _due_now(session: Session) -> bool:

@@ -66,9 +66,10 @@ def ingest_flow(workspace: str, path: str, submitter: str | None = None) -> dict
 def nightly_flow(workspace: str, by: str, reason: str = "") -> dict[str, Any]:
     """Plans a round, or a consolidation that is due; ends with a proposed changeset, which a person approves or rejects."""
     session = Session(open_workspace(Path(workspace)))
-    planned = run_night(session, by=by, run_step=as_task, progress=_logged(), reason=reason)
+    log = get_run_logger()
+    planned = run_night(session, by=by, run_step=as_task, progress=_logged(), reason=reason, foretell=log.info)
     if planned.changeset is None:
-        get_run_logger().info("nothing pending")
+        log.info("nothing pending")
         return {"changeset": None, "repeated": False}
     number = planned.changeset.number or 0
     _publish(session.workspace, number)

@@ -13,6 +13,7 @@ from flows.checkpoints import keep_checkpoint
 from flows.decide import approve_by_policy
 from flows.draft import Draft, Plan, save_plan
 from flows.errors import Refused
+from flows.estimate import expected, in_words
 from flows.evidence import Evidence, by_round, judge, provenance
 from flows.lock import writer
 from flows.progress import Progress, silent, under
@@ -28,6 +29,7 @@ from nse.contexts import read_contexts
 from nse.delta import Delta
 from nse.editors import EditContext, get_editor, read_settings
 from nse.errors import DeltaError
+from nse.evaluation.run import probes_of
 from nse.evaluation.suites import held_facts, read_suite
 from nse.factors import FactorStore
 from nse.request import EditRequest
@@ -60,10 +62,18 @@ class Planned:
 class Round:
     """The steps of a round on one workspace."""
 
-    def __init__(self, session: Session, *, by: str, reason: str = "", progress: Progress = silent) -> None:
-        """Prepares a round that `by` answers for."""
+    def __init__(
+        self,
+        session: Session,
+        *,
+        by: str,
+        reason: str = "",
+        progress: Progress = silent,
+        foretell: Callable[[str], None] | None = None,
+    ) -> None:
+        """Prepares a round that `by` answers for; `foretell` is told how long it will take, if that is of interest."""
         self.session, self.workspace = session, session.workspace
-        self.by, self.reason, self.progress = by, reason, progress
+        self.by, self.reason, self.progress, self.foretell = by, reason, progress, foretell
 
     def choose(self) -> str | None:
         """Chooses pending corrections, one per fact, up to the batch size; None when there are none."""
@@ -96,6 +106,8 @@ class Round:
 
         If a round of edits fails its gates, what is proposed is the round without the corrections at fault, if they are found.
         """
+        if self.foretell is not None and not Draft(self.workspace, plan).has("evidence"):
+            self.foretell(in_words(self.expected(plan)))
         run_step("compute values", self.values, plan)
         run_step("edit", self.edit, plan)
         run_step("evaluate", self.evaluate, plan)
@@ -104,6 +116,20 @@ class Round:
         number: int = run_step("propose changeset", self.propose, smaller, stored, plan)
         run_step("checkpoint", partial(keep_checkpoint, self.workspace))
         return number
+
+    def expected(self, plan: str) -> dict[str, float]:
+        """Seconds that the steps of a plan will take."""
+        wanted, workspace = self._plan(plan), self.workspace
+        with workspace.ledger().read() as work:
+            state = read_state(work, workspace.model)
+        probes = probes_of(
+            read_suite(workspace.path(workspace.params.suite)),
+            self._requests([i for i in wanted.corrections if i not in wanted.superseded]),
+            by_round(state, _active(wanted.asked_of), frozenset(wanted.retained)),
+            tokenizer=self.session.editable.tokenizer,
+        )
+        asked = [(wanted.parent_version, probes), (plan, probes)]  # no version is named like a plan: all is new there
+        return expected(self.session, self._requests(wanted.corrections), asked)
 
     def narrow(self, plan: str, run_step: RunStep) -> str:
         """Finds the corrections that make a round fail its gates; returns the plan without them, or `plan` if there is none.
@@ -356,11 +382,17 @@ def _active(plain: list[dict[str, Any]]) -> tuple[ActiveDelta, ...]:
 
 
 def run_round(
-    session: Session, *, by: str, run_step: RunStep = call_directly, progress: Progress = silent, reason: str = ""
+    session: Session,
+    *,
+    by: str,
+    run_step: RunStep = call_directly,
+    progress: Progress = silent,
+    reason: str = "",
+    foretell: Callable[[str], None] | None = None,
 ) -> Planned:
-    """Plans one round under the writer lock, up to a proposed changeset."""
+    """Plans one round under the writer lock, up to a proposed changeset; `foretell` as for `Round`."""
     workspace = session.workspace
-    steps = Round(session, by=by, reason=reason, progress=progress)
+    steps = Round(session, by=by, reason=reason, progress=progress, foretell=foretell)
     with writer(workspace, "plan", by):
         run_step("reconcile", partial(reconcile, workspace))
         plan = run_step("choose corrections", steps.choose)

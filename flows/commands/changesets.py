@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from flows.commands.output import ERR, ByOption, JsonOption, PrefectOption, WorkspaceOption, emit, say, table
+from flows.commands.output import ERR, ByOption, JsonOption, PrefectOption, WorkspaceOption, emit, remark, say, table
 
 if TYPE_CHECKING:
     from flows.bisect import LeftOut
@@ -47,7 +47,8 @@ def plan(
         from flows.session import Session
 
         with shown(ERR) as progress:
-            planned = run_night(Session(opened), by=person, progress=progress, reason=reason)
+            session = Session(opened)
+            planned = run_night(session, by=person, progress=progress, reason=reason, foretell=remark)
         number, repeated = (planned.changeset.number if planned.changeset else None), planned.repeated
     if number is None:
         emit({"changeset": None}) if as_json else say("nothing pending")

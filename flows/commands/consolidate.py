@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from flows.commands.changesets import ReasonOption, proposed
-from flows.commands.output import ERR, OUT, ByOption, JsonOption, PrefectOption, WorkspaceOption, emit
+from flows.commands.output import ERR, OUT, ByOption, JsonOption, PrefectOption, WorkspaceOption, emit, remark
 
 
 def consolidate(
@@ -49,6 +49,7 @@ def consolidate(
                 reason=reason,
                 tell=lambda entailed: print_entailed(entailed, ERR),
                 progress=progress,
+                foretell=remark,
             )
         number = planned.changeset.number if planned.changeset else None
     proposed(opened, number, as_json=as_json)

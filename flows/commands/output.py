@@ -42,6 +42,11 @@ def say(text: str) -> None:
     OUT.print(text, markup=False, soft_wrap=True)
 
 
+def remark(text: str) -> None:
+    """Prints a line for people on standard error, as it is."""
+    ERR.print(text, markup=False, soft_wrap=True)
+
+
 def table(title: str, header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     """Prints a table for people on standard output."""
     shown = Table(title=title, title_justify="left", title_style="bold")

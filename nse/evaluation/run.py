@@ -26,7 +26,7 @@ from nse.fingerprint import json_digest
 from nse.patch import base_in_force
 from nse.request import EditRequest
 
-__all__ = ["CaseOutcome", "Evaluation", "OutcomeStore", "ask", "ask_once", "evaluate", "probes_of"]
+__all__ = ["CaseOutcome", "Evaluation", "OutcomeStore", "ask", "ask_once", "evaluate", "probes_of", "unasked"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,11 +93,7 @@ def ask_once(
     progress: Progress = silent,
 ) -> tuple[CaseOutcome, ...]:
     """Asks each probe under the weights in force, which must be `version`; what that version has answered is not asked again."""
-    # what else ends an answer counts where it is not the tokenizer's EOS alone
-    ends = sorted(editable.end_tokens - {editable.tokenizer.eos_token_id})
-    made_by = [SCHEMA, editable.tokenizer_digest, *([ends] if ends else [])]
-    keys = [json_digest([*made_by, asdict(probe)]) for probe in probes]
-    known = store.read(version)
+    keys, known = _names(editable, probes), store.read(version)
     new = [i for i, key in enumerate(keys) if key not in known]
     if new:
         known |= {
@@ -105,6 +101,22 @@ def ask_once(
         }
         store.write(version, known)
     return tuple(known[key] for key in keys)
+
+
+def unasked(
+    editable: EditableModel, probes: Sequence[Probe], *, store: OutcomeStore, version: str
+) -> tuple[Probe, ...]:
+    """The probes that `ask_once` would ask: those that `version` has not answered."""
+    known = store.read(version)
+    return tuple(p for p, name in zip(probes, _names(editable, probes), strict=True) if name not in known)
+
+
+def _names(editable: EditableModel, probes: Sequence[Probe]) -> list[str]:
+    """Per probe, the digest of everything that its answer depends on beside the weights."""
+    # what else ends an answer counts where it is not the tokenizer's EOS alone
+    ends = sorted(editable.end_tokens - {editable.tokenizer.eos_token_id})
+    made_by = [SCHEMA, editable.tokenizer_digest, *([ends] if ends else [])]
+    return [json_digest([*made_by, asdict(probe)]) for probe in probes]
 
 
 def ask(editable: EditableModel, probes: Sequence[Probe], *, progress: Progress = silent) -> tuple[CaseOutcome, ...]:

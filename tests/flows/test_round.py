@@ -206,3 +206,29 @@ def test_a_second_writer_is_told_who_writes(workspace: Workspace) -> None:
         writer(workspace, "apply", "Rex", patience=0),
     ):
         pass
+
+
+def test_how_long_it_will_take_is_told_before_it_starts(
+    workspace: Workspace, corrections: Callable[..., Path], nse: Nse
+) -> None:
+    nse("ingest", corrections(("Alba", "Paris", "Rome"), ("Borea", "Tokyo", "Oslo")))
+    lines = nse("plan", "--by", "Pia").err.splitlines()
+    told = next(line for line in lines if line.startswith("expected: values "))
+    assert told.endswith(" in all")
+    assert ", edit " in told
+    assert ", evaluation " in told
+
+
+def test_what_is_in_the_caches_is_not_expected_again(
+    workspace: Workspace, corrections: Callable[..., Path], nse: Nse
+) -> None:
+    nse("ingest", corrections(("Alba", "Paris", "Rome")))
+    nse("values")
+    steps = Round(Session(workspace), by="Pia")
+    plan = steps.choose()
+    assert plan is not None
+    before = steps.expected(plan)
+    steps.edit(plan)
+    steps.evaluate(plan)
+    assert before["values"] == 0 < before["evaluation"]
+    assert steps.expected(plan)["evaluation"] < before["evaluation"]
