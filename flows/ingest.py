@@ -15,6 +15,7 @@ from ledger.errors import LedgerError
 from ledger.records import Correction, Quarantined, subject_key
 from ledger.status import correction_statuses, read_state
 from ledger.unit_of_work import UnitOfWork
+from nse.tokens import unheard
 
 SAME_FACT = "yes"
 """In the column `supersedes`: whatever is filed already for this subject and relation."""
@@ -31,6 +32,7 @@ class IngestReport:
         conflicts: New ones that contradict another correction: both wait for a person.
         quarantined: Rows that could not be filed, those known from an earlier run included.
         ignored_columns: Columns that nobody reads, by file.
+        unheard: New ones whose subject is the very first token of the prompt, where a model hears no subject.
     """
 
     filed: tuple[Correction, ...]
@@ -39,6 +41,7 @@ class IngestReport:
     conflicts: tuple[Correction, ...]
     quarantined: tuple[Quarantined, ...]
     ignored_columns: tuple[str, ...] = ()
+    unheard: tuple[Correction, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """As plain values, for `--json`."""
@@ -49,6 +52,7 @@ class IngestReport:
             "conflicts": [c.id for c in self.conflicts],
             "quarantined": [q.to_dict() for q in self.quarantined],
             "ignored_columns": list(self.ignored_columns),
+            "unheard": [c.id for c in self.unheard],
         }
 
 
@@ -81,6 +85,7 @@ def ingest(
         conflicts=tuple(c for c in new if status[c.id] == "conflict"),
         quarantined=tuple(filing.quarantined),
         ignored_columns=tuple(f"{s.name}: {column}" for s in sources for column in s.ignored_columns),
+        unheard=tuple(c for c in new if unheard(tokenizer, c.prompt_template, c.subject)),
     )
 
 

@@ -104,14 +104,31 @@ def tokenize_template(
     Raises:
         TokenError: As `tokenize`.
     """
-    start = template.index("{}")
-    prompt = template[:start] + subject + template[start + 2 :]
-    if fact_token == "last":
-        span = 0, len(prompt.rstrip(" "))
-    else:
-        span = start + len(subject) - len(subject.lstrip()), start + len(subject.rstrip())
+    prompt, span = _placed(template, subject, fact_token)
     found = tokenize(tokenizer, prompt, target=target, span=span)
     if found.fact_token == 0:
         led = tokenize(tokenizer, LEAD + prompt, target=target, span=(span[0] + len(LEAD), span[1] + len(LEAD)))
         return led if led.fact_token > 0 else found  # some tokenizers drop white space in front
     return found
+
+
+def unheard(tokenizer: PreTrainedTokenizerBase, template: str, subject: str) -> bool:
+    """Whether the subject's last token is the very first token of its prompt.
+
+    An attention sink stands there, which hardly depends on the token, so that a model answers such a prompt alike for all
+    subjects, before a correction and after it. What stands in front, as a chat template does, mends it.
+
+    Raises:
+        TokenError: As `tokenize`.
+    """
+    prompt, span = _placed(template, subject, "subject_last")
+    return tokenize(tokenizer, prompt, span=span).fact_token == 0
+
+
+def _placed(template: str, subject: str, fact_token: str) -> tuple[str, tuple[int, int]]:
+    """A prompt and the characters (start, end) of it that end with the fact's token."""
+    start = template.index("{}")
+    prompt = template[:start] + subject + template[start + 2 :]
+    if fact_token == "last":
+        return prompt, (0, len(prompt.rstrip(" ")))
+    return prompt, (start + len(subject) - len(subject.lstrip()), start + len(subject.rstrip()))

@@ -63,6 +63,14 @@ def _print_report(found: dict[str, Any]) -> None:
     if found["quarantined"]:
         bad = [(q["file_name"], str(q["line"]), q["field"], q["reason"]) for q in found["quarantined"]]
         table("quarantined", ("file", "line", "field", "reason"), bad)
+    if dull := [c for c in found["filed"] if c["id"] in found["unheard"]]:
+        first = f"{dull[0]['prompt_template'].replace('{}', dull[0]['subject'])!r}"
+        ERR.print(
+            f"note: of {len(dull)} prompts the subject is the very first token, where this model hears no subject, asked so it "
+            f"may go on answering as before: put words in front of it (first: {first})",
+            markup=False,
+            soft_wrap=True,
+        )
     for column in found["ignored_columns"]:
         ERR.print(f"note: {column}: this column is not read", markup=False)
 

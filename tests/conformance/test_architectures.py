@@ -5,17 +5,19 @@ from dataclasses import replace
 import pytest
 import torch
 
-from nse.architecture import ARCHITECTURES
+from nse.architecture import ARCHITECTURES, load_model
 from nse.batch import pad
+from nse.contexts import BARE
 from nse.description import check_behaviour
 from nse.evaluation.generate import generate
 from nse.evaluation.score import log_probabilities
 from nse.keys import KeyTexts
 from nse.postnorm import change_before_norm
-from nse.tokens import tokenize
+from nse.request import EditRequest
+from nse.tokens import LEAD, tokenize
 from nse.trace import capture_inputs, capture_outputs, resumed_above, stopped_after
 from nse.values import values_for
-from tests.conformance.families import CONFIGURATIONS, LAYERS, WINDOW
+from tests.conformance.families import CONFIGURATIONS, LAYERS, WINDOW, write
 from tests.nse import oracle
 
 TEXTS = ("Today it rains. Anna Berg lives in", "Boris is")
@@ -113,6 +115,18 @@ def test_keys_and_states_are_those_of_the_oracle(model, context, facts) -> None:
             torch.testing.assert_close(found.keys[layer][:, column], expected, rtol=1e-3, atol=1e-4)
         state = oracle.hidden_at(model, model.model, oracle.wrapped("{}", fact), layers[-1])
         torch.testing.assert_close(found.hidden[:, column], state.double(), rtol=1e-3, atol=1e-4)
+
+
+def test_no_fact_is_written_with_the_state_of_a_first_token(family, tmp_path) -> None:
+    model = load_model(write(CONFIGURATIONS[family](), tmp_path / "model", bos=False))
+    fact = EditRequest("1", "x", "{} is", "far")
+    found = KeyTexts(model, [fact], BARE).measure(key_layers=(1,), hidden_layer=1)
+    after, first = (model.tokenizer(text)["input_ids"] for text in (f"{LEAD}x is", "x is"))
+    assert len(after) == len(first) + 1
+    torch.testing.assert_close(
+        found.keys[1][:, 0], oracle.key_at(model, model.model, (after, 1), 1), rtol=1e-3, atol=1e-4
+    )
+    assert (found.keys[1][:, 0] - oracle.key_at(model, model.model, (first, 0), 1)).norm() > 1e-2
 
 
 @torch.no_grad()

@@ -8,7 +8,7 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 from nse.errors import TokenError
-from nse.tokens import join, tokenize, tokenize_template
+from nse.tokens import join, tokenize, tokenize_template, unheard
 from tests.nse.conftest import BOS, EOS, byte_level, corpus_lines, fast, with_special_tokens
 
 LAYOUTS = {"none": "$A", "bos": f"{BOS} $A", "eos": f"$A {EOS}", "both": f"{BOS} $A {EOS}"}
@@ -287,6 +287,12 @@ def test_a_fact_is_never_written_at_the_first_token_of_a_text(tokenizer, layout)
     assert found.ids[0] == first
     assert tokenizer.decode([found.ids[found.fact_token]]) == "x"
     assert tokenizer.decode(list(found.target_ids)).strip() == "far"
+
+
+def test_a_subject_is_unheard_where_it_is_the_first_token_of_its_prompt(tokenizer, layout) -> None:
+    assert unheard(tokenizer, "{} is", "x") == (layout not in ("bos", "both"))
+    assert not unheard(tokenizer, "It is {}", "x")
+    assert not unheard(tokenizer, "{} lives in", "Anna Berg")
 
 
 def test_a_subject_of_several_tokens_needs_no_line_break_in_front(tokenizer) -> None:
