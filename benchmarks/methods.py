@@ -7,8 +7,8 @@
 
 The world is a model with facts that it knows: `demo` (the suite's facts, each corrected to another object), `bios` (the
 invented people in ../shared) or `smollm2` (a pretrained model and ParaRel's facts, made by `python -m benchmarks.pararel`).
-`batches` are rounds of 50, `single` are rounds of one edit, `misleading` are a few rounds of 50 and then the questions that
-mislead (nse/evaluation/misleading.py). Settings are those of benchmarks/bench_<world>.yaml. Methods that train first are
+`batches` are rounds of 50, `round` is one of them, `single` are rounds of one edit, `misleading` are a few rounds of 50 and then
+the questions that mislead (nse/evaluation/misleading.py). Settings are those of benchmarks/bench_<world>.yaml. Methods that train first are
 trained by `nse train` on facts that no stream edits, once for all; the file is kept in the folder of records. Writes
 docs/methods_<world>_<stream>.md and .svg (what misleads is asked once: no plot) after every order of the stream, and the record
 under build/. An interrupted run goes on where it was. `--estimate` runs the first rounds of each method alone, and says from
@@ -51,17 +51,17 @@ from nse.fingerprint import file_digest, json_digest
 from nse.request import EditRequest
 
 SHARED = HERE.parent / "shared"
-EDITS = {"batches": 1000, "single": 200, "misleading": 200}
+EDITS = {"batches": 1000, "round": 50, "single": 200, "misleading": 200}
 FACTS = 600
 """Most facts of a file that are corrected: what is beyond is what methods train on, and what is asked as untouched."""
 ASKED = 3
 """Questions of a kind about a case at most: the suite has seven further wordings of each fact, the file ten neighbours."""
-BATCH = {"batches": 50, "single": 1, "misleading": 50}
+BATCH = {"batches": 50, "round": 50, "single": 1, "misleading": 50}
 CHECKPOINTS = {"demo": 2, "bios": 4, "smollm2": 3}
 """The demo world's questions take four times as long, a pretrained model's longer still."""
 PER_KIND = 4
 """Misleading questions of a kind about a case at most, as in demo/misleading.yaml."""
-ROUNDS = {"batches": 2, "single": 8, "misleading": 2}
+ROUNDS = {"batches": 2, "round": 1, "single": 8, "misleading": 2}
 """Rounds of an estimate."""
 
 
@@ -251,7 +251,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--hparams", type=Path, help="default: benchmarks/bench_<world>.yaml")
     parser.add_argument("--edits", type=int, help=f"default: {EDITS}")
     parser.add_argument("--orders", type=int, default=3)
-    parser.add_argument("--checkpoints", type=int, help=f"default: {CHECKPOINTS}; misleading: 1")
+    parser.add_argument("--checkpoints", type=int, help=f"default: {CHECKPOINTS}; misleading, round: 1")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
         "--hold",
@@ -264,7 +264,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--output", type=Path, default=HERE / "build/methods", help="folder for records")
     options = parser.parse_args()
     options.edits = options.edits or EDITS[options.stream]
-    options.checkpoints = options.checkpoints or (1 if options.stream == "misleading" else CHECKPOINTS[options.world])
+    once = options.stream in ("misleading", "round")
+    options.checkpoints = options.checkpoints or (1 if once else CHECKPOINTS[options.world])
     return options
 
 
