@@ -11,6 +11,7 @@ from flows.apply import apply
 from flows.audit import audit
 from flows.consolidate import plan_consolidation
 from flows.decide import decide
+from flows.errors import Refused
 from flows.session import Session
 from flows.workspace import Workspace
 from ledger.erasing import revealing
@@ -214,6 +215,25 @@ def test_what_was_superseded_comes_back_in_a_round_of_its_own_where_nothing_else
     night(space, LATER)
     never = another([FIRST[:1], LATER])
     assert take(space, planned(space, identity(space, "Alba", "Berne"), "replay")) == head(never)
+
+
+def test_what_is_reverted_while_it_is_superseded_does_not_come_back_with_the_end_of_its_successor(
+    spaces: Spaces, another: Callable[..., Workspace]
+) -> None:
+    space = another([FIRST[:1], THIRD[2:]])
+    whole = take(space, consolidated(space))
+    made = planned(space, "#1")
+    assert (made.changes, made.reverted, made.candidate_version) == ((), (), whole)  # no weights know of it any more
+    assert made.provenance["reverted while set aside"] == identity(space, "Alba", "Paris")
+    take(space, made)
+    with pytest.raises(Refused, match="#1 is not in force"):
+        planned(space, "#1")
+    assert take(space, planned(space, "#2")) == space.params.model.digest
+    take(space, planned(space, "#4"))  # the revert of the first is a mistake: it comes back
+    assert in_force(space) == {("Alba", "Paris")}
+    take(space, planned(space, "#5"))
+    assert in_force(space) == {("Alba", "Berne")}
+    assert audit(Session(space)) == []
 
 
 def test_what_was_erased_does_not_come_back_with_the_earlier_deltas(spaces: Spaces) -> None:
