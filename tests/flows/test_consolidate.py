@@ -130,12 +130,17 @@ def test_nothing_is_left_to_consolidate_after_it_nor_where_nothing_is_in_force(s
     assert (empty.code, "no correction is in force" in empty.error) == (1, True)
 
 
-def test_other_settings_are_something_to_consolidate(spaces: Spaces) -> None:
+def test_other_settings_are_something_to_consolidate_and_what_fails_is_not_tried_twice(spaces: Spaces) -> None:
     space = spaces.all_three
     take(space, consolidated(space))
     hparams = space.path(space.params.method.hparams)
     hparams.write_text(hparams.read_text().replace('"mom2_update_weight": 1', '"mom2_update_weight": 9'))
-    assert consolidated(space).candidate_version != head(space)
+    suite = space.path(space.params.suite)
+    suite.write_text(suite.read_text().replace('"efficacy": ">= 0.0"', '"efficacy": ">= 1.1"'))
+    failed = consolidated(space)
+    assert (failed.candidate_version == head(space), failed.gate_passed) == (False, False)
+    again = plan_consolidation(Session(space), by="Pia")
+    assert (again.changeset and again.changeset.number, again.repeated) == (failed.number, True)
 
 
 def test_what_it_costs_is_told_before(spaces: Spaces, nse: Nse) -> None:
