@@ -4,11 +4,29 @@ What a set holds in force is the ledger's to say.
 """
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
-from ledger.records import ActiveDelta
+from ledger.records import ActiveDelta, HeadMove
 from ledger.status import ModelState
 
 Active = tuple[ActiveDelta, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Holding:
+    """What nobody has reverted.
+
+    Attributes:
+        deltas: Those in force.
+        aside: Corrections without columns: a consolidation left them out, as others superseded them.
+    """
+
+    deltas: Active
+    aside: frozenset[str] = frozenset()
+
+    def kept(self, state: ModelState) -> frozenset[str]:
+        """The corrections that it holds, or that are set aside."""
+        return state.held(self.deltas) | self.aside
 
 
 def without(active: Sequence[ActiveDelta], dropped: Collection[str], state: ModelState) -> Active:
@@ -21,60 +39,61 @@ def without(active: Sequence[ActiveDelta], dropped: Collection[str], state: Mode
     return tuple(kept)
 
 
-def undone(
-    now: Sequence[ActiveDelta], before: Sequence[ActiveDelta], after: Sequence[ActiveDelta], state: ModelState
-) -> Active:
-    """What is active now, less what led from `before` to `after`: columns it brought go, columns it dropped come back.
+def holding(state: ModelState, move: HeadMove) -> Holding:
+    """What is kept at a head; what was erased is set aside no more, since it cannot be written again."""
+    aside, erased = frozenset[str](), {identity for identity, made in state.corrections.items() if made.erased}
+    for at, changeset in state.applied():
+        if at.position > move.position:
+            break
+        if changeset.kind == "consolidate":
+            before = state.active(state.heads[at.position - 1])
+            aside |= state.held(before) - state.in_force(before)
+        if aside or changeset.aside:
+            aside = (aside ^ changeset.aside) - state.held(state.active(at))
+    return Holding(state.active(move), aside - erased)
+
+
+def undone(now: Holding, before: Holding, after: Holding, state: ModelState) -> Holding:
+    """What is kept now, less what led from `before` to `after`: columns it brought go, columns it dropped come back.
 
     A delta that it brought goes as a whole, with what it wrote again of corrections that stay. The order is the ledger's: a delta
-    that comes back stands where it stood.
+    that comes back stands where it stood. What stays or comes back and has no columns is set aside.
     """
-    if tuple(now) == tuple(after):
-        return tuple(before)
-    new = {delta.sha256 for delta in after} - {delta.sha256 for delta in before}
-    brought = state.held(after) - state.held(before)
-    taken = state.held(before) - state.held(after)
-    wanted = (state.held(now) - brought) | taken
+    brought = after.kept(state) - before.kept(state)
+    taken = before.kept(state) - after.kept(state)
+    kept = (now.kept(state) - brought) | taken
+    if now.deltas == after.deltas:
+        reverted = state.held(before.deltas) - kept
+        deltas = without(before.deltas, reverted, state) if reverted else before.deltas
+        return Holding(deltas, kept - state.held(deltas))
+    came, went = _columns(after.deltas, state), _columns(before.deltas, state)
+    new = {delta.sha256 for delta in after.deltas} - {delta.sha256 for delta in before.deltas}
+    columns = (_columns(now.deltas, state) - (came - went)) | (went - came)
     found = []
-    for sha256, path in {delta.sha256: delta.path for delta in (*before, *now)}.items():
-        kept = _held_by(state, sha256) & wanted
-        if kept and sha256 not in new:
-            found.append(ActiveDelta(sha256, path, tuple(sorted(_held_by(state, sha256) - kept))))
-    return _in_order(found, state)
+    for sha256, path in {delta.sha256: delta.path for delta in (*before.deltas, *now.deltas)}.items():
+        stay = {identity for identity in _held_by(state, sha256) & kept if (sha256, identity) in columns}
+        if stay and sha256 not in new:
+            found.append(ActiveDelta(sha256, path, tuple(sorted(_held_by(state, sha256) - stay))))
+    deltas = _in_order(found, state)
+    return Holding(deltas, kept - state.held(deltas))
 
 
-def left_behind(before: Sequence[ActiveDelta], after: Sequence[ActiveDelta], state: ModelState) -> dict[str, str]:
-    """Corrections that a consolidation left out because others superseded them, and that no other does after a change.
-
-    Their columns are in no delta any more, so each has to be written again where what it makes room for was written.
+def freed(before: Holding, after: Holding, state: ModelState) -> dict[str, str]:
+    """Corrections without columns that nothing supersedes any more after a change: each has to be written again.
 
     Args:
-        before: The deltas in force.
-        after: Those that stay or come back.
+        before: What is kept.
+        after: What stays or comes back.
         state: What the ledger says.
 
     Returns:
-        By correction, the SHA-256 of the delta that holds the one that superseded it.
+        By correction, the SHA-256 of the delta that holds what superseded it; empty where no delta does.
     """
-    was, stays = state.in_force(before), state.in_force(after)
-    gone = was - stays
-    over = {i: state.replacers.get(i, frozenset()) & was for i in _left_out(state) if not state.corrections[i].erased}
-    free = {identity for identity, others in over.items() if others and others <= gone}
-    free &= state.not_superseded(stays | free)
-    holders = {identity: delta.sha256 for delta in before for identity in state.held([delta])}
-    return {identity: holders[min(over[identity])] for identity in free}
-
-
-def _left_out(state: ModelState) -> frozenset[str]:
-    """The corrections that are in no weights any more since a consolidation, which wrote only what was in force."""
-    if all(changeset.kind != "consolidate" for _, changeset in state.applied()):
-        return frozenset()
-    out, before = frozenset[str](), frozenset[str]()
-    for move, changeset in state.applied():
-        now = state.held(state.active(move))
-        out = (out | (before - now) if changeset.kind == "consolidate" else out) - now
-        before = now
-    return out
+    already = before.aside & state.not_superseded(before.kept(state))  # it could not be written, and is not tried again
+    free = (after.aside & state.not_superseded(after.kept(state))) - already
+    holders = {identity: delta.sha256 for delta in before.deltas for identity in state.held([delta])}
+    over = {i: sorted(state.replacers.get(i, frozenset()) & state.in_force(before.deltas)) for i in free}
+    return {identity: holders[others[0]] if others else "" for identity, others in over.items()}
 
 
 def unsettled(
@@ -117,7 +136,7 @@ def replayed(
 
     What stays is the longest beginning that `after` shares with `before` or with another set that was in force once (`known`). Of
     a correction that several later deltas hold, the first round writes it; one whose text was erased cannot be written again.
-    What comes `back` is written in the round of the delta that it is given with (`left_behind`).
+    What comes `back` is written in the round of the delta that it is given with (`freed`), or in one of its own after all others.
     """
     back = back or {}
     kept = max(_shared(after, other) for other in (before, *known))
@@ -132,6 +151,8 @@ def replayed(
         written |= again
         if again:
             rounds[delta.sha256] = sorted(again, key=order.__getitem__)
+    if loose := back.keys() - written:
+        rounds[""] = sorted(loose, key=order.__getitem__)
     return tuple(after[:kept]), rounds
 
 
@@ -158,6 +179,11 @@ def _in_order(deltas: Iterable[ActiveDelta], state: ModelState) -> Active:
     came = (change.sha256 for _, changeset in state.applied() for change in changeset.changes)
     place = {sha256: number for number, sha256 in enumerate(dict.fromkeys(came))}
     return tuple(sorted(deltas, key=lambda delta: place.get(delta.sha256, len(place))))
+
+
+def _columns(active: Sequence[ActiveDelta], state: ModelState) -> frozenset[tuple[str, str]]:
+    """What is written in the weights: by SHA-256 of a delta, each correction of it that is not dropped."""
+    return frozenset((delta.sha256, identity) for delta in active for identity in state.held([delta]))
 
 
 def _held_by(state: ModelState, sha256: str) -> frozenset[str]:

@@ -50,11 +50,14 @@ def plan_consolidation(
     with writer(workspace, "consolidate", by):
         run_step("reconcile", partial(reconcile, workspace))
         plan = run_step("choose what is in force", partial(_choose, session, tell))
-        number = steps.open_before(plan)
+        number = steps.failed_before(plan)
+        repeated = number is not None
+        if number is None:
+            number = steps.open_before(plan)
         if number is None:
             number = steps.carry_out(plan, run_step)
     with workspace.ledger().read() as work:
-        return Planned(work.changeset(f"#{number}"))
+        return Planned(work.changeset(f"#{number}"), repeated)
 
 
 def run_night(

@@ -129,7 +129,7 @@ def consolidate_flow(workspace: str, by: str, reason: str = "") -> dict[str, Any
     )
     assert planned.changeset is not None
     _publish(session.workspace, planned.changeset.number or 0)
-    return {"changeset": planned.changeset.number}
+    return {"changeset": planned.changeset.number, "repeated": planned.repeated}
 
 
 def deployment(workspace: Workspace, *, by: str) -> RunnerDeployment:

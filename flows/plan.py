@@ -179,7 +179,9 @@ class Round:
     def failed_before(self, plan: str) -> int | None:
         """Number of the changeset of this very plan that failed its gates, if there is one."""
         with self.workspace.ledger().read() as work:
-            return work.planned(self.workspace.model, plan)
+            number = work.planned(self.workspace.model, plan)
+            failed = number is not None and changeset_status(work, work.changeset(f"#{number}")) == "gate-failed"
+        return number if failed else None
 
     def values(self, plan: str) -> int:
         """Computes the target states z that the cache lacks; returns how many corrections have theirs now."""

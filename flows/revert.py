@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from functools import partial
 
-from flows.active import Active, left_behind, replayed, undone, unsettled, without
+from flows.active import Active, Holding, freed, holding, replayed, undone, unsettled, without
 from flows.dependencies import Dependencies, Mode, dependencies
 from flows.draft import Plan, save_plan
 from flows.errors import FlowError, Refused
@@ -22,7 +22,7 @@ from flows.reconcile import reconcile
 from flows.session import Session
 from ledger.policy import same_person
 from ledger.records import Changeset, Correction
-from ledger.status import ModelState, correction_statuses, read_state
+from ledger.status import ASIDE_AGAIN, REVERTED_ASIDE, ModelState, correction_statuses, read_state
 from ledger.unit_of_work import UnitOfWork
 from ledger.views import moment, resolve_version
 
@@ -89,11 +89,10 @@ class Target:
 
 @dataclass(frozen=True, slots=True)
 class _Aim:
-    """The deltas that stay or come back, a set that was in force once that may hold some of them, and what must not come back."""
+    """What stays or comes back, and a set that was in force once that may hold some of it."""
 
-    after: Active
+    after: Holding
     known: tuple[Active, ...] = ()
-    unwanted: frozenset[str] = frozenset()
 
 
 def plan_revert(
@@ -154,72 +153,83 @@ def _planned(session: Session, target: Target, mode: Mode) -> tuple[Plan, Depend
     workspace = session.workspace
     with workspace.ledger().read() as work:
         state = read_state(work, workspace.model)
-        before = state.active(state.head)
+        before = holding(state, state.head)
         aim = _aim(work, state, before, target)
     if aim.after == before:
         state_of_it = "in force already" if target.version else "not in force"
         raise Refused(f"{target} is {state_of_it}", "see `nse status`; nothing to revert")
-    back = {} if target.version else left_behind(before, aim.after, state)
-    back = {identity: place for identity, place in back.items() if identity not in aim.unwanted}
+    back = {} if target.version else freed(before, aim.after, state)
+    now, stay = before.deltas, aim.after.deltas
     if mode == "replay":
-        after, rounds = replayed(before, aim.after, state, known=aim.known, back=back)
+        after, rounds = replayed(now, stay, state, known=aim.known, back=back)
         written = list(rounds.values())
     else:
-        after, rounds = aim.after, {}
-        wanted = {*unsettled(before, after, state, known=aim.known), *back}
+        after, rounds = stay, {}
+        wanted = {*unsettled(now, after, state, known=aim.known), *back}
         again = [identity for identity in state.corrections if identity in wanted]
         written = [again] if again else []
     new = {identity for of_round in written for identity in of_round}
-    was, stays = state.in_force(before), state.not_superseded(state.held(after) | new)
+    was, stays = state.in_force(now), state.not_superseded(state.held(after) | new)
     plan = Plan(
         kind="revert",
         mode=mode,
         parent=state.head.changeset_id,
         parent_version=state.head.version,
         base_digest=workspace.params.model.digest,
-        before=[delta.to_dict() for delta in before],
+        before=[delta.to_dict() for delta in now],
         after=[delta.to_dict() for delta in after],
         rounds=written,
         retained=[identity for identity in state.corrections if identity in stays - new],
         reverted=[identity for identity in state.corrections if identity in was ^ stays],
         superseded=sorted(new - stays),
-        provenance=provenance(workspace),
+        provenance=provenance(workspace) | set_aside(before, aim.after, state),
     )
     return plan, dependencies(session, state, plan, after=after, origins=list(rounds))
 
 
-def _aim(work: UnitOfWork, state: ModelState, before: Active, target: Target) -> _Aim:
+def set_aside(before: Holding, after: Holding, state: ModelState) -> dict[str, str]:
+    """What the ledger has to be told of corrections without columns: who is set aside no more, and who is again."""
+    held = state.held(after.deltas)
+    told = {REVERTED_ASIDE: before.aside - after.aside - held, ASIDE_AGAIN: after.aside - before.aside}
+    return {name: " ".join(sorted(ids)) for name, ids in told.items() if ids}
+
+
+def _aim(work: UnitOfWork, state: ModelState, before: Holding, target: Target) -> _Aim:
     # Where what goes had superseded an erased correction, that one must not come back: nobody can judge it.
     unwanted = {identity for identity, correction in state.corrections.items() if correction.erased}
     if target.version is not None:
-        version = state.active(resolve_version(work, state.head.model, target.version))
-        return _Aim(_less(before, version, unwanted, state), (version,))
+        version = holding(state, resolve_version(work, state.head.model, target.version))
+        return _Aim(_less(before, version, unwanted, state), (version.deltas,))
     if target.reference is None:
         found = _found(state, target.query)
-        chosen = found & state.in_force(before)
+        chosen = found & state.in_force(before.deltas)
         if not chosen:
             raise Refused(f"nothing {target.query} is in force", "see `nse status`; nothing to revert")
-        unwanted |= found
-        return _Aim(_less(before, without(before, chosen, state), unwanted, state), unwanted=frozenset(unwanted))
+        return _Aim(_less(before, _without(before, chosen, state), unwanted | found, state))
     if re.fullmatch(r"#\d+|\d{1,5}", target.reference):
         changeset = work.changeset(target.reference)
         place = state.place(changeset.id)
         if place is None:
             raise Refused(f"changeset #{changeset.number} was never applied", "reject it instead")
-        old, new = state.active(state.heads[place - 1]), state.active(state.heads[place])
-        return _Aim(_less(before, undone(before, old, new, state), unwanted, state), (old,))
+        old, new = (holding(state, state.heads[position]) for position in (place - 1, place))
+        return _Aim(_less(before, undone(before, old, new, state), unwanted, state), (old.deltas,))
     correction = work.correction(target.reference)
-    if correction.id not in state.in_force(before):
+    if correction.id not in state.in_force(before.deltas):
         raise _not_in_force(state, correction)
-    return _Aim(_less(before, without(before, {correction.id}, state), unwanted, state))
+    return _Aim(_less(before, _without(before, {correction.id}, state), unwanted, state))
 
 
-def _less(before: Active, after: Active, unwanted: Collection[str], state: ModelState) -> Active:
-    """The deltas `after`, less every one of `unwanted` that would come in force, and less erased columns that would come back."""
-    while back := (state.in_force(after) - state.in_force(before)) & frozenset(unwanted):
-        after = without(after, back, state)
-    erased = {identity for identity in state.held(after) - state.held(before) if state.corrections[identity].erased}
-    return without(after, erased, state) if erased else after
+def _without(before: Holding, dropped: Collection[str], state: ModelState) -> Holding:
+    return Holding(without(before.deltas, dropped, state), before.aside)
+
+
+def _less(before: Holding, after: Holding, unwanted: Collection[str], state: ModelState) -> Holding:
+    """What is kept `after`, less those of `unwanted` that would come in force, and less erased columns that would come back."""
+    deltas, aside = after.deltas, after.aside - frozenset(unwanted)
+    while back := (state.in_force(deltas) - state.in_force(before.deltas)) & frozenset(unwanted):
+        deltas = without(deltas, back, state)
+    erased = {i for i in state.held(deltas) - state.held(before.deltas) if state.corrections[i].erased}
+    return Holding(without(deltas, erased, state) if erased else deltas, aside)
 
 
 def _not_in_force(state: ModelState, correction: Correction) -> Refused:

@@ -32,13 +32,19 @@ CorrectionStatus = Literal[
     "pending", "conflict", "duplicate", "superseded", "proposed", "active", "reverted", "rejected", "skipped", "erased"
 ]
 ChangesetStatus = Literal["proposed", "gate-failed", "approved", "rejected", "applied", "stale"]
+REVERTED_ASIDE, ASIDE_AGAIN = "reverted while set aside", "set aside again"
+"""Names in the provenance of a revert: ids, with spaces between, of superseded corrections that have no columns to drop.
+
+A consolidation set them aside: it wrote only what was in force. One that is reverted does not come back when its successor goes.
+"""
 
 
 @dataclass(frozen=True, slots=True)
 class Proposal:
     """A changeset without the evidence that only people read: all that statuses and policies depend on.
 
-    In a state of some subjects, `changes` and `results` are those that concern them.
+    In a state of some subjects, `changes` and `results` are those that concern them. `aside` are the corrections that a revert
+    names as `REVERTED_ASIDE` or `ASIDE_AGAIN`.
     """
 
     id: str
@@ -55,6 +61,7 @@ class Proposal:
     results: tuple[CaseResult, ...]
     reverted: tuple[str, ...]
     gates: tuple[Gate, ...]
+    aside: frozenset[str] = frozenset()
 
     @property
     def gate_passed(self) -> bool:
@@ -336,9 +343,14 @@ def _changesets(
             results=tuple(results_of.get(row["id"], ())),
             reverted=repository.json_value(table, row, "reverted"),
             gates=tuple(gates.get(row["id"], ())),
+            aside=_aside(repository.json_value(table, row, "provenance")) if row["kind"] == "revert" else frozenset(),
         )
         for row in sorted(rows, key=lambda row: int(row["number"]))
     }
+
+
+def _aside(provenance: Mapping[str, str]) -> frozenset[str]:
+    return frozenset(i for name in (REVERTED_ASIDE, ASIDE_AGAIN) for i in provenance.get(name, "").split())
 
 
 _PLAIN = (

@@ -53,11 +53,7 @@ def plan(
     if number is None:
         emit({"changeset": None}) if as_json else say("nothing pending")
         return
-    if repeated:
-        ERR.print(
-            f"note: nothing has changed since #{number} failed its gates: reject it, or change what fails", markup=False
-        )
-    proposed(opened, number, as_json=as_json)
+    proposed(opened, number, repeated=repeated, as_json=as_json)
 
 
 def show(
@@ -179,8 +175,11 @@ def _view(opened: "Workspace", reference: str) -> "ChangesetView":
         return views.show(work, reference)
 
 
-def proposed(opened: "Workspace", number: int | None, *, as_json: bool) -> None:
-    """Prints a new proposal; exits with 1 if its gates failed."""
+def proposed(opened: "Workspace", number: int | None, *, repeated: bool = False, as_json: bool) -> None:
+    """Prints a new proposal, or the same that failed before (`repeated`); exits with 1 if its gates failed."""
+    if repeated:
+        told = f"note: nothing has changed since #{number} failed its gates: reject it, or change what fails"
+        ERR.print(told, markup=False)
     view = _view(opened, f"#{number}")
     _print(view, as_json=as_json)
     if not view.changeset.gate_passed:

@@ -35,7 +35,8 @@ def consolidate(
         prepare(opened.root)
         from flows.deploy import consolidate_flow
 
-        number = consolidate_flow(str(opened.root), person, reason)["changeset"]
+        outcome = consolidate_flow(str(opened.root), person, reason)
+        number, repeated = outcome["changeset"], outcome["repeated"]
     else:
         from flows.commands.revert import print_entailed
         from flows.consolidate import plan_consolidation
@@ -51,5 +52,5 @@ def consolidate(
                 progress=progress,
                 foretell=remark,
             )
-        number = planned.changeset.number if planned.changeset else None
-    proposed(opened, number, as_json=as_json)
+        number, repeated = planned.changeset.number if planned.changeset else None, planned.repeated
+    proposed(opened, number, repeated=repeated, as_json=as_json)

@@ -31,6 +31,7 @@ import ledger.artifacts
 from flows.apply import apply
 from flows.audit import audit
 from flows.cli import exit_code, main
+from flows.consolidate import plan_consolidation
 from flows.errors import FlowError
 from flows.plan import run_round
 from flows.reconcile import repairs
@@ -97,6 +98,11 @@ def _revert(workspace: Workspace, run: Run) -> Any:
         first = work.corrections(workspace.model)[0].id
     step = _stepper(workspace, run)
     return plan_revert(Session(workspace), Target(first), by=PLANNER, reason="wrong", run_step=step).number
+
+
+def _consolidate(workspace: Workspace, run: Run) -> Any:
+    planned = plan_consolidation(Session(workspace), by=PLANNER, run_step=_stepper(workspace, run))
+    return planned.changeset and planned.changeset.number
 
 
 def _command(workspace: Workspace, run: Run) -> Any:
@@ -166,6 +172,7 @@ ACTIONS: dict[str, Callable[[Workspace, Run], Any]] = {
     "plan": _plan,
     "apply": _apply,
     "revert": _revert,
+    "consolidate": _consolidate,
     "command": _command,
     "reconcile": _reconcile,
     "examine": _examine,

@@ -146,7 +146,7 @@ class Stage:
     _copies: int = 0
 
     def scene(self, flow: str) -> Scene:
-        """Return a new scene right before `flow`: "plan", "approve", "apply" or "revert"."""
+        """Return a new scene right before `flow`: "plan", "approve", "apply", "revert" or "consolidate"."""
         return self._copy(self._template(flow))
 
     def _template(self, flow: str) -> Scene:
@@ -195,6 +195,14 @@ class Stage:
     def _before_revert(self) -> Scene:
         scene = self.scene("apply")
         self._do(scene.run("apply"))
+        return scene
+
+    def _before_consolidate(self) -> Scene:
+        """One of the corrections has been reverted, so that the delta in force lacks columns."""
+        scene = self.scene("revert")
+        self._do(scene.run("revert"))
+        self._do(scene.command("approve", "2", "--by", "Rex", "--reason", "checked"))
+        self._do(scene.run("apply", changeset="#2"))
         return scene
 
     def _do(self, outcome: Outcome) -> None:

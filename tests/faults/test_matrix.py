@@ -66,6 +66,7 @@ def _cases() -> Iterator[Case]:
         for place in ("before the commit", "before git commit"):
             yield Case(flow, "checkpoint", f"killed {place}", "kill", place)
         yield Case(flow, steps[0], "the schema is newer than the program", around="schema")
+    yield from _cases_of_a_consolidation()
 
 
 def _cases_of_a_round(flow: str) -> Iterator[Case]:
@@ -79,6 +80,17 @@ def _cases_of_a_round(flow: str) -> Iterator[Case]:
         yield Case(flow, "store delta", fault, "kill", place, around="remote")
     for step in ("edit", "store delta"):
         yield Case(flow, step, "no room on the disk", "no room")
+
+
+def _cases_of_a_consolidation() -> Iterator[Case]:
+    """Only kills: its steps are those of a round. Where the ledger has no part in a step, one database is enough."""
+    for step in ("reconcile", "choose what is in force", *_ROUND):
+        databases = BOTH if step in ("propose changeset", "checkpoint") else ("SQLite",)
+        yield Case("consolidate", step, "killed after it", "kill", "after", databases)
+    for step, place in (("edit", "while its draft is written"), ("store delta", "after the copy")):
+        yield Case("consolidate", step, f"killed {place}", "kill", place, ("SQLite",))
+    yield Case("consolidate", "propose changeset", "killed before the commit", "kill", "before the commit")
+    yield Case("consolidate", "checkpoint", "killed before git commit", "kill", "before git commit", ("SQLite",))
 
 
 def _cases_of_apply() -> Iterator[Case]:

@@ -7,7 +7,9 @@ from typing import Any
 import pytest
 
 from tests.faults.conftest import Outcome, Scene, Stage
+from tests.flows.conftest import HEADER, TEMPLATES
 
+LATER = f"Cyra,capital,{TEMPLATES[0]},Accra,Lima,gazette,Sue,moved,,"
 DATABASES = ("SQLite", "PostgreSQL")
 
 
@@ -49,7 +51,7 @@ def test_of_two_planners_in_one_workspace_the_second_finds_nothing_left_to_plan(
     check(scene, "plan", changesets=1, position=0)
 
 
-@pytest.mark.parametrize("flow", ["plan", "revert"])
+@pytest.mark.parametrize("flow", ["plan", "revert", "consolidate"])
 def test_of_two_planners_on_two_machines_one_proposes_and_the_other_hears_that(
     stage: Stage, meeting: dict[str, Any], flow: str
 ) -> None:
@@ -59,6 +61,40 @@ def test_of_two_planners_on_two_machines_one_proposes_and_the_other_hears_that(
     assert (won.code, lost.code) == (0, 1), (won, lost)
     assert "meanwhile" in lost.error
     check(scene, flow, changesets=won.answer, position=won.answer - 1)
+
+
+def test_of_two_consolidations_in_one_workspace_the_second_finds_the_proposal_of_the_first(
+    stage: Stage, meeting: dict[str, Any]
+) -> None:
+    scene = stage.scene("consolidate")
+    first, second = race(meeting, (scene, {"action": "consolidate"}), (scene, {"action": "consolidate"}))
+    assert (first.code, first.answer) == (0, 3), first
+    if second.code:  # a slow machine: it does not wait for ever
+        assert "Pia (`nse consolidate`" in second.error
+    else:
+        assert second.answer == 3
+    check(scene, "consolidate", changesets=3, position=2)
+
+
+def test_of_a_consolidation_and_a_round_on_one_head_both_are_proposed_and_one_is_applied(
+    stage: Stage, meeting: dict[str, Any]
+) -> None:
+    scene = stage.scene("consolidate")
+    (scene.place / "corrections.csv").write_text("\n".join([HEADER, LATER]) + "\n", encoding="utf-8")
+    assert scene.command("ingest", str(scene.place / "corrections.csv")).code == 0
+    fault = {"step": "propose changeset", "place": "before", "kind": "meet"}
+    found = race(
+        meeting, (scene, {"action": "consolidate", "fault": fault}), (scene.twin(), {"action": "plan", "fault": fault})
+    )
+    assert [outcome.code for outcome in found] == [0, 0], found
+    assert {outcome.answer for outcome in found} == {3, 4}
+    for number in (3, 4):
+        assert scene.command("approve", str(number), "--by", "Rex", "--reason", "checked").code == 0
+    runs = [{"action": "apply", "changeset": f"#{number}"} for number in (3, 4)]
+    won, lost = race(meeting, (scene, runs[0]), (scene, runs[1]))
+    assert (won.code, lost.code) == (0, 1), (won, lost)
+    assert "plan" in lost.error
+    check(scene, "apply", changesets=4, position=3)
 
 
 def test_of_two_approvers_one_approves_and_the_other_hears_who_did(stage: Stage, meeting: dict[str, Any]) -> None:

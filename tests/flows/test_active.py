@@ -1,11 +1,15 @@
 """What is left of a set of deltas, which corrections have to be written again, and what undoing a change brings back."""
 
+from collections.abc import Collection
+from copy import copy
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from flows.active import replayed, undone, unsettled, without
+from flows.active import Active, Holding, freed, holding, replayed, undone, unsettled, without
+from flows.revert import set_aside
+from ledger.active import changes_between
 from ledger.policy import Policy
 from ledger.records import ActiveDelta, DeltaChange
 from ledger.status import ModelState
@@ -25,6 +29,13 @@ def state(*came: str, erased: str = "", **more: set[str]) -> ModelState:
     heads: Any = {place: SimpleNamespace(position=place) for place, _ in enumerate(came, 1)}
     places = {name: place for place, name in enumerate(came, 1)}
     return ModelState(corrections, made, heads, {}, contents, {}, Policy(), places)
+
+
+def undo(now: Active, before: Active, after: Active, known: ModelState) -> Active:
+    """What undoing a change leaves, where nothing is set aside."""
+    found = undone(Holding(now), Holding(before), Holding(after), known)
+    assert not found.aside
+    return found.deltas
 
 
 def deltas(*names: str) -> tuple[ActiveDelta, ...]:
@@ -78,8 +89,8 @@ def test_undoing_a_revert_takes_away_what_it_wrote_again() -> None:
     known = state(settled={"work", "pet"})
     before = deltas("1", "2", "3")
     after = (*without(before, {"home"}, known), *deltas("settled"))
-    assert undone(after, before, after, known) == before
-    assert undone((*after, *deltas("4")), before, after, known) == (*before, *deltas("4"))
+    assert undo(after, before, after, known) == before
+    assert undo((*after, *deltas("4")), before, after, known) == (*before, *deltas("4"))
 
 
 def test_undoing_a_night_takes_its_corrections_out_of_what_was_written_again_later() -> None:
@@ -87,19 +98,19 @@ def test_undoing_a_night_takes_its_corrections_out_of_what_was_written_again_lat
     before = deltas("1", "2")
     after = deltas("1", "2", "3")
     now = (*without(after, {"home"}, known), *deltas("settled"))
-    assert [(d.sha256, d.dropped) for d in undone(now, before, after, known)] == [("2", ()), ("settled", ("pet",))]
+    assert [(d.sha256, d.dropped) for d in undo(now, before, after, known)] == [("2", ()), ("settled", ("pet",))]
 
 
 def test_undoing_a_replay_brings_the_first_deltas_back_in_place_of_those_that_stood_for_them() -> None:
     known = state("1", "2", "3", **{"3 again": {"pet", "clara"}})
     before, after = deltas("1", "2", "3"), deltas("1", "3 again")
-    assert undone(after, before, after, known) == before
-    assert undone(deltas("1", "3 again", "4"), before, after, known) == deltas("1", "2", "3", "4")
+    assert undo(after, before, after, known) == before
+    assert undo(deltas("1", "3 again", "4"), before, after, known) == deltas("1", "2", "3", "4")
 
 
 def test_a_delta_that_came_back_meanwhile_keeps_the_place_that_the_ledger_gives_it() -> None:
     known = state("1", "2", "3", "4")
-    assert undone(deltas("1", "2", "3", "4"), deltas("2"), deltas("2", "4"), known) == deltas("1", "2", "3")
+    assert undo(deltas("1", "2", "3", "4"), deltas("2"), deltas("2", "4"), known) == deltas("1", "2", "3")
 
 
 def test_a_replay_keeps_what_came_before_and_solves_each_later_night_again() -> None:
@@ -131,3 +142,112 @@ def test_an_erased_correction_is_not_solved_again(erased: str) -> None:
     now = deltas("1", "2", "3")
     _, rounds = replayed(now, deltas("1", "3"), state(erased=erased))
     assert rounds == {"3": [name for name in ("pet", "clara") if name != erased]}
+
+
+# --- superseded corrections that a consolidation set aside: a ledger of which only the sets are kept
+
+CHAIN = {"old": ("anna", "home"), "new": ("anna", "home"), "newest": ("anna", "home"), "other": ("boris", "home")}
+REPLACERS = {"old": frozenset({"new", "newest"}), "new": frozenset({"newest"})}
+
+
+class Log:
+    """Applied changesets: nights that write corrections, consolidations, and reverts of earlier ones by their place."""
+
+    def __init__(self, *nights: set[str]) -> None:
+        self.made: list[Any] = []
+        self.contents: dict[str, frozenset[str]] = {}
+        self.undoes: dict[int, int] = {}
+        for written in nights:
+            self.write("edit", self.active, written)
+
+    @property
+    def state(self) -> ModelState:
+        corrections: Any = {name: SimpleNamespace(id=name, fact=fact, erased=False) for name, fact in CHAIN.items()}
+        heads: Any = {place: SimpleNamespace(position=place) for place in range(len(self.made) + 1)}
+        made = {made.id: made for made in self.made}
+        places = {identity: place for place, identity in enumerate(made, 1)}
+        return ModelState(corrections, made, heads, {}, self.contents, REPLACERS, Policy(), places)
+
+    @property
+    def active(self) -> Active:
+        return self.state.active(self.state.head)
+
+    @property
+    def in_force(self) -> frozenset[str]:
+        return self.state.in_force(self.active)
+
+    def write(self, kind: str, stay: Active, *written: Collection[str], aside: Collection[str] = ()) -> None:
+        """Applies a changeset: the deltas that stay, and a new one for each round that it writes."""
+        place = len(self.made) + 1
+        new = {f"{place}-{number}": frozenset(of_round) for number, of_round in enumerate(written)}
+        changes = changes_between(self.active, (*stay, *deltas(*new)))
+        self.contents = {**self.contents, **new}
+        self.made.append(SimpleNamespace(id=f"{place}", kind=kind, changes=changes, aside=frozenset(aside)))
+
+    def consolidate(self) -> None:
+        self.write("consolidate", (), self.in_force)
+
+    def revert(self, place: int, mode: str) -> bool:
+        """Undoes a changeset as `nse revert #N` does; False if there is nothing to undo."""
+        state = self.state
+        before, old, new = (holding(state, state.heads[at]) for at in (len(self.made), place - 1, place))
+        after = undone(before, old, new, state)
+        if after == before:
+            return False
+        aside = " ".join(set_aside(before, after, state).values()).split()
+        back = freed(before, after, state)
+        if mode == "drop":
+            stay, again = after.deltas, {*unsettled(before.deltas, after.deltas, state, known=[old.deltas]), *back}
+            written = [again] if again else []
+        else:
+            stay, rounds = replayed(before.deltas, after.deltas, state, known=[old.deltas], back=back)
+            written = [{*of_round} for of_round in rounds.values()]
+        self.undoes[len(self.made) + 1] = place
+        self.write("revert", stay, *written, aside=aside)
+        return True
+
+    def stands(self) -> list[int]:
+        """The changesets that no other undoes, if that is not undone itself."""
+        found: list[int] = []
+        for place in range(len(self.made), 0, -1):
+            if all(self.undoes.get(later) != place for later in found):
+                found.append(place)
+        return found
+
+    def expected(self) -> frozenset[str]:
+        """What is in force by the nights that stand."""
+        nights = [place for place in self.stands() if self.made[place - 1].kind == "edit"]
+        return self.state.not_superseded({i for place in nights for i in self.contents[f"{place}-0"]})
+
+
+@pytest.mark.parametrize("mode", ["drop", "replay"])
+@pytest.mark.parametrize("before", [0, 1, 2])
+@pytest.mark.parametrize(
+    "nights",
+    [
+        ({"old"}, {"new"}),
+        ({"old", "other"}, {"new"}),
+        ({"old"}, {"new", "other"}),
+        ({"old", "other"}, {"new"}, {"newest"}),
+    ],
+)
+def test_in_whatever_order_is_reverted_nothing_comes_back_that_was_reverted_itself(
+    nights: tuple[set[str], ...], before: int, mode: str
+) -> None:
+    def tried(log: Log, left: int) -> int:
+        assert log.in_force == log.expected(), log.undoes
+        assert not holding(log.state, log.state.head).aside & log.in_force
+        count = 1
+        for place in log.stands() if left else ():
+            further = copy(log)
+            further.made, further.undoes = [*log.made], {**log.undoes}
+            if further.revert(place, mode):
+                count += tried(further, left - 1)
+        return count
+
+    log = Log(*nights)
+    log.consolidate()
+    for place in (len(nights) + 1, len(nights))[:before]:  # other ways to a consolidation: after one that was reverted
+        assert log.revert(place, mode)
+        log.consolidate()
+    assert tried(log, 3) > 20

@@ -11,6 +11,7 @@ from flows.apply import apply
 from flows.audit import audit
 from flows.consolidate import plan_consolidation
 from flows.decide import decide
+from flows.errors import Refused
 from flows.session import Session
 from flows.workspace import Workspace
 from ledger.erasing import revealing
@@ -129,12 +130,17 @@ def test_nothing_is_left_to_consolidate_after_it_nor_where_nothing_is_in_force(s
     assert (empty.code, "no correction is in force" in empty.error) == (1, True)
 
 
-def test_other_settings_are_something_to_consolidate(spaces: Spaces) -> None:
+def test_other_settings_are_something_to_consolidate_and_what_fails_is_not_tried_twice(spaces: Spaces) -> None:
     space = spaces.all_three
     take(space, consolidated(space))
     hparams = space.path(space.params.method.hparams)
     hparams.write_text(hparams.read_text().replace('"mom2_update_weight": 1', '"mom2_update_weight": 9'))
-    assert consolidated(space).candidate_version != head(space)
+    suite = space.path(space.params.suite)
+    suite.write_text(suite.read_text().replace('"efficacy": ">= 0.0"', '"efficacy": ">= 1.1"'))
+    failed = consolidated(space)
+    assert (failed.candidate_version == head(space), failed.gate_passed) == (False, False)
+    again = plan_consolidation(Session(space), by="Pia")
+    assert (again.changeset and again.changeset.number, again.repeated) == (failed.number, True)
 
 
 def test_what_it_costs_is_told_before(spaces: Spaces, nse: Nse) -> None:
@@ -214,6 +220,25 @@ def test_what_was_superseded_comes_back_in_a_round_of_its_own_where_nothing_else
     night(space, LATER)
     never = another([FIRST[:1], LATER])
     assert take(space, planned(space, identity(space, "Alba", "Berne"), "replay")) == head(never)
+
+
+def test_what_is_reverted_while_it_is_superseded_does_not_come_back_with_the_end_of_its_successor(
+    spaces: Spaces, another: Callable[..., Workspace]
+) -> None:
+    space = another([FIRST[:1], THIRD[2:]])
+    whole = take(space, consolidated(space))
+    made = planned(space, "#1")
+    assert (made.changes, made.reverted, made.candidate_version) == ((), (), whole)  # no weights know of it any more
+    assert made.provenance["reverted while set aside"] == identity(space, "Alba", "Paris")
+    take(space, made)
+    with pytest.raises(Refused, match="#1 is not in force"):
+        planned(space, "#1")
+    assert take(space, planned(space, "#2")) == space.params.model.digest
+    take(space, planned(space, "#4"))  # the revert of the first is a mistake: it comes back
+    assert in_force(space) == {("Alba", "Paris")}
+    take(space, planned(space, "#5"))
+    assert in_force(space) == {("Alba", "Berne")}
+    assert audit(Session(space)) == []
 
 
 def test_what_was_erased_does_not_come_back_with_the_earlier_deltas(spaces: Spaces) -> None:

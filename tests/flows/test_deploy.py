@@ -35,19 +35,30 @@ def test_a_night_through_prefect_leaves_readable_tasks_and_the_report(
     from prefect.client.orchestration import get_client
     from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey
 
-    assert nse("ingest", corrections(("Alba", "Paris", "Rome")), "--prefect").code == 0
+    rows = corrections(("Alba", "Paris", "Rome"), ("Borea", "Tokyo", "Oslo"))
+    assert nse("ingest", rows, "--prefect").code == 0
     planned = nse("plan", "--by", "Pia", "--prefect", "--json")
     assert planned.code == 0, planned.err
     assert nse("approve", "1", "--by", "Rex", "--reason", "checked").code == 0
     assert nse("apply", "1", "--by", "Rex", "--prefect").code == 0
-    assert nse("revert", "#1", "--by", "Pia", "--reason", "test", "--prefect").code == 0
+    correction = nse("blame", "Borea", "--json").json[0]["correction"]["id"]
+    assert nse("revert", correction, "--by", "Pia", "--reason", "test", "--prefect").code == 0
+    assert nse("approve", "2", "--by", "Rex", "--reason", "checked").code == 0
+    assert nse("apply", "2", "--by", "Rex").code == 0
+    params = workspace.root / "params.yaml"
+    params.write_text(params.read_text().replace("consolidate_every: 0", "consolidate_every: 1"))
+    due = nse("plan", "--by", "Pia", "--prefect", "--json")  # a night, of which the policy makes a consolidation
+    assert due.json["changeset"]["kind"] == "consolidate", due.err
+    asked = nse("consolidate", "--by", "Pia", "--prefect", "--json")
+    assert asked.json["changeset"]["number"] == due.json["changeset"]["number"] == 3, asked.err
     with get_client(sync_client=True) as client:
         tasks = {run.name for run in client.read_task_runs()}
         flows = {flow.name for flow in client.read_flows()}
         wanted = ArtifactFilter(key=ArtifactFilterKey(any_=["changeset-1"]))
         artifacts = client.read_artifacts(artifact_filter=wanted)
     assert {"file corrections", "choose corrections", "compute values", "edit", "store delta", "move head"} <= tasks
-    assert flows == {"nse ingest", "nse nightly", "nse apply", "nse revert"}
+    assert "choose what is in force" in tasks
+    assert flows == {"nse ingest", "nse nightly", "nse apply", "nse revert", "nse consolidate"}
     pages = [str(artifact.data) for artifact in artifacts]
     assert any(page.startswith("# Changeset #1") and "| Alba | capital | Rome | Paris |" in page for page in pages)
 
