@@ -26,14 +26,15 @@ from rich.table import Table
 
 from nse.architecture import EditableModel, load_model
 from nse.calibration import CalibrationFiles, calibrate
-from nse.calibration.facts import Case, known_cases, read_facts, split
-from nse.calibration.judge import Scores, right
+from nse.calibration.facts import Case, held_facts, known_cases, read_facts, split
+from nse.calibration.judge import BaseAnswers, Scores, right
 from nse.calibration.run import Extent
 from nse.contexts import ContextTemplates, read_contexts, sample_contexts
 from nse.editors import EditContext, get_editor
 from nse.hyperparameters import Hyperparameters, hyperparameters_of
 from nse.patch import compose, patched
-from nse.statistics import SecondMoments, collect_second_moments
+from nse.statistics import SecondMoments, collect_second_moments, read_second_moments
+from nse.subjects import HeldFact, of_other_subjects
 from nse.values import ValueStore
 
 HERE = Path(__file__).resolve().parent.parent
@@ -90,20 +91,21 @@ def settings(path: Path) -> Hyperparameters:
 
 def fresh_rounds(
     editable: EditableModel, world: World, seed: int, *, rounds: int, count: int
-) -> list[tuple[Case, ...]]:
-    """Rounds of known facts of the subjects that a calibration with `seed` leaves alone, no fact twice."""
+) -> tuple[list[tuple[Case, ...]], tuple[HeldFact, ...]]:
+    """Rounds of known facts of the subjects that a calibration with `seed` leaves alone, no fact twice, and what they hold."""
     facts = read_facts(world.facts, seed=seed)
     parts = split(facts, seed=seed)
     # neighbours are asked about among the subjects of the other parts, so these count as held out for the questions
     turned = replace(parts, held_out=parts.search, search=parts.held_out)
     found: list[tuple[Case, ...]] = []
+    base = BaseAnswers(editable)
     for _ in range(rounds):
         but = tuple(case for own in found for case in own)
-        own = known_cases(editable, facts, turned, part="search", count=count, seed=seed, but=but)
+        own = known_cases(base, facts, turned, part="search", count=count, seed=seed, but=but)
         if not own:
             break
         found.append(own)
-    return found
+    return found, held_facts(facts, turned)
 
 
 def answers(
@@ -113,11 +115,14 @@ def answers(
     *,
     moments: SecondMoments,
     contexts: ContextTemplates,
+    held: Sequence[HeldFact],
     store: ValueStore,
 ) -> list[Answers]:
     """Writes one round from the base model and asks everything about it; per case, by kind, what was answered right."""
-    context = EditContext(hparams, moments, contexts, values=store)
-    result = get_editor("nse").edit(editable, [c.request for c in cases], context)
+    requests = [c.request for c in cases]
+    held = tuple(of_other_subjects(held, requests))
+    context = EditContext(hparams, moments, contexts, held=held, values=store)
+    result = get_editor("nse").edit(editable, requests, context)
     probes = [p for c in cases for p in c.probes]
     with patched(editable, compose(editable, [result.delta])):
         passed = iter(right(editable, [(p.prompt, p.expected) for p in probes]))
@@ -158,6 +163,7 @@ def main() -> None:
     parser.add_argument("--facts", type=Path)
     parser.add_argument("--corpus", type=Path)
     parser.add_argument("--contexts", type=Path)
+    parser.add_argument("--second-moment", type=Path, help="C0 of all layers; made from the corpus if not given")
     parser.add_argument("--calibrated", type=Path, required=True, help="the file to judge; made first with --minutes")
     parser.add_argument("--hparams", type=Path, nargs="*", default=[], help="settings to compare it with")
     parser.add_argument("--minutes", type=float, help="calibrate first, within this time")
@@ -181,13 +187,19 @@ def main() -> None:
             )
         compared = {"calibrated": settings(options.calibrated), **world.by_hand}
         layers = sorted({layer for hparams in compared.values() for layer in hparams.layers})
-        moments = collect_second_moments(editable, world.corpus, layers=layers)
-        rounds = fresh_rounds(editable, world, options.seed, rounds=options.rounds, count=options.batch)
+        moments = (
+            read_second_moments(options.second_moment)
+            if options.second_moment
+            else collect_second_moments(editable, world.corpus, layers=layers)
+        )
+        rounds, held = fresh_rounds(editable, world, options.seed, rounds=options.rounds, count=options.batch)
         store = ValueStore(Path(folder) / "values")
         found: dict[str, list[Answers]] = {name: [] for name in compared}
         for name, hparams in compared.items():
             for own in rounds:
-                found[name] += answers(editable, own, hparams, moments=moments, contexts=contexts, store=store)
+                found[name] += answers(
+                    *(editable, own, hparams), moments=moments, contexts=contexts, held=held, store=store
+                )
             console.print(name, shares(found[name]).to_dict())
     report(console, found, rounds, options.json)
 

@@ -20,12 +20,13 @@ from flows.metrics import declared
 from flows.session import Session
 from flows.workspace import Workspace, ledger_url
 from ledger.unit_of_work import open_ledger
-from nse.architecture import load_model
+from nse.architecture import EditableModel, load_model
 from nse.contexts import read_contexts, sample_contexts
 from nse.description import read_architecture
 from nse.evaluation.suites import read_suite
 from nse.fingerprint import file_digest
 from nse.hyperparameters import read_hyperparameters
+from nse.proposal import Proposal, propose
 
 IGNORED = """\
 # Working files: may be deleted at any time when nothing runs.
@@ -45,7 +46,7 @@ class Setup:
     Attributes:
         model: Folder of the base model, in transformers' own format.
         name: Its name in the ledger.
-        hparams: Hyper-parameters of the method.
+        hparams: Hyper-parameters of the method; proposed from evidence on a similar model if None.
         contexts: Context templates; sampled from the model, with a fixed seed, and its chat format if it has one, if None.
         suite: The regression suite; the files it names come along.
         corpus: Text for the second moments.
@@ -59,7 +60,7 @@ class Setup:
 
     model: Path
     name: str
-    hparams: Path
+    hparams: Path | None
     suite: Path
     corpus: Path
     contexts: Path | None = None
@@ -80,7 +81,7 @@ def init(folder: Path, setup: Setup) -> Workspace:
     """
     root = folder.resolve()
     files = _files(setup)  # everything is read before anything is written
-    settings = read_hyperparameters(setup.hparams).settings
+    settings = read_hyperparameters(setup.hparams).settings if setup.hparams else None
     if setup.contexts is not None:
         read_contexts(setup.contexts)
     editable = load_model(
@@ -89,7 +90,8 @@ def init(folder: Path, setup: Setup) -> Workspace:
         architecture=read_architecture(setup.architecture) if setup.architecture else None,
         device_map=setup.device_map,
     )
-    editable.check_layers(settings.layers)
+    proposal = _proposal(editable) if settings is None else Proposal(settings, str(setup.hparams))
+    editable.check_layers(proposal.settings.layers)
     read_suite(setup.suite).chat_context(editable.tokenizer)  # a suite may demand a chat format that is not there
     params = _params(root, setup, editable.base_digest)
     if (root / PARAMS).is_file():
@@ -100,6 +102,8 @@ def init(folder: Path, setup: Setup) -> Workspace:
         _name_remote(repo, setup.remote or _beside(root))
     for target, source in files.items():
         _copy(source, root / target)
+    if setup.hparams is None and not (root / PARAMS).is_file():
+        _write_once(root / params.method.hparams, proposal.text)
     if not (root / "contexts.json").is_file():
         sampled = sample_contexts(editable, seed=params.method.seed)
         _write_once(root / "contexts.json", json.dumps(sampled, ensure_ascii=False, indent=1) + "\n")
@@ -108,7 +112,16 @@ def init(folder: Path, setup: Setup) -> Workspace:
     workspace = Workspace(root, read_params(root / PARAMS))
     _write_once(root / ".gitignore", IGNORED)
     _write_once(root / "dvc.yaml", yaml.safe_dump(_stages(workspace), sort_keys=False))
-    kept = [".gitignore", ".dvcignore", ".dvc", PARAMS, "dvc.yaml", "contexts.json", *files]
+    kept = [
+        ".gitignore",
+        ".dvcignore",
+        ".dvc",
+        PARAMS,
+        "dvc.yaml",
+        "contexts.json",
+        workspace.params.method.hparams,
+        *files,
+    ]
     if setup.copy_model:
         kept += _track_model(root, setup.model)
     commit(root, f"Workspace of {setup.name}", *kept)
@@ -135,11 +148,11 @@ def complete(folder: Path) -> Workspace:
 
 def _files(setup: Setup) -> dict[str, Path]:
     """Where each file goes, relative to the workspace."""
-    files = {"hparams.json": setup.hparams, "corpus.txt": setup.corpus}
+    files = {"corpus.txt": setup.corpus}
     if setup.contexts is not None:
         files["contexts.json"] = setup.contexts
-    if setup.hparams.suffix in (".yaml", ".yml"):
-        files["hparams.yaml"] = files.pop("hparams.json")
+    if setup.hparams is not None:
+        files[_hparams_name(setup)] = setup.hparams
     for path in files.values():
         if not path.is_file():
             raise FlowError(f"{path} is not a file", "check the path")
@@ -166,9 +179,18 @@ def _params(root: Path, setup: Setup, digest: str) -> Params:
             architecture=ArchitectureParams.model_validate(described) if described else None,
         )
     )
-    if setup.hparams.suffix in (".yaml", ".yml"):
-        return params.model_copy(update={"method": params.method.model_copy(update={"hparams": "hparams.yaml"})})
-    return params
+    return params.model_copy(update={"method": params.method.model_copy(update={"hparams": _hparams_name(setup)})})
+
+
+def _hparams_name(setup: Setup) -> str:
+    return "hparams.json" if setup.hparams and setup.hparams.suffix not in (".yaml", ".yml") else "hparams.yaml"
+
+
+def _proposal(editable: EditableModel) -> Proposal:
+    found = propose(editable)
+    if found is None:
+        raise FlowError("there is no evidence for a model so small", "give --hparams; `nse calibrate` finds them")
+    return found
 
 
 def _check_same(found: Params, wanted: Params, root: Path) -> None:

@@ -26,7 +26,9 @@ def calibrate(
     trials: Annotated[
         int | None, typer.Option(help="Most trials, less the last three; default: as time allows.", min=1)
     ] = None,
-    number: Annotated[int, typer.Option("--number", help="Corrections in a trial.", min=6)] = 40,
+    number: Annotated[
+        int, typer.Option("--number", help="Corrections that a good candidate is tried with.", min=6)
+    ] = 40,
     seed: Annotated[int, typer.Option(help="Of the split, the new objects and sampled contexts.", min=0)] = 0,
     plot: Annotated[Path | None, typer.Option(help="The plot, .svg or .png; default: beside the output.")] = None,
     values: Annotated[Path | None, typer.Option(help="Folder that keeps z's for a later calibration.")] = None,
@@ -55,7 +57,7 @@ def calibrate(
         raise FlowError("there are no facts to measure on", "give --facts, a suite or requests with target_true")
     if plot is None and can_plot():
         plot = output.with_suffix(".svg")
-    extent = Extent(minutes, trials, facts=number, validated=max(4, round(0.75 * number)), seed=seed)
+    extent = Extent(minutes, trials, facts=max(6, number // 2), validated=max(4, round(0.75 * number)), seed=seed)
     files = CalibrationFiles(facts, output, corpus, second_moment, contexts, plot, values)
     with shown(ERR) as progress:
         found = run(

@@ -12,7 +12,10 @@ def init(
     directory: Annotated[Path, typer.Argument(help="Folder of the new workspace.")],
     model: Annotated[Path | None, typer.Option(help="Folder of the base model (transformers, safetensors).")] = None,
     name: Annotated[str | None, typer.Option(help="Its name in the ledger.")] = None,
-    hparams: Annotated[Path | None, typer.Option(help="Hyper-parameters, JSON or YAML.")] = None,
+    hparams: Annotated[
+        Path | None,
+        typer.Option(help="Hyper-parameters, JSON or YAML; default: proposed by the model's family and size."),
+    ] = None,
     suite: Annotated[Path | None, typer.Option(help="Regression suite; the files it names are copied along.")] = None,
     corpus: Annotated[Path | None, typer.Option(help="Text for the second moments, one text a line.")] = None,
     contexts: Annotated[Path | None, typer.Option(help="Context templates; default: sampled from the model.")] = None,
@@ -36,8 +39,8 @@ def init(
 
     if (model, name, hparams, suite, corpus) == (None,) * 5:
         workspace = complete(directory)
-    elif model is None or name is None or hparams is None or suite is None or corpus is None:
-        raise FlowError("a new workspace needs --model, --name, --hparams, --suite and --corpus", "give all five")
+    elif model is None or name is None or suite is None or corpus is None:
+        raise FlowError("a new workspace needs --model, --name, --suite and --corpus", "give all four")
     else:
         files = (model, name, hparams, suite, corpus, contexts)
         workspace = make(directory, Setup(*files, dtype, remote, copy_model, user, architecture, device_map))
@@ -45,6 +48,9 @@ def init(
         emit({"root": str(workspace.root), "model": workspace.model, "base": workspace.params.model.digest})
         return
     say(f"workspace {workspace.root}: model {workspace.model}, base {workspace.params.model.digest[:12]}")
+    if model is not None and hparams is None:
+        path = workspace.root / workspace.params.method.hparams
+        say(path.read_text(encoding="utf-8").splitlines()[0].strip("# "))
     if not workspace.second_moment.is_file():
         say(f"next: cd {directory} && dvc repro")
 

@@ -9,16 +9,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from nse.architecture import EditableModel
 from nse.batch import Progress, silent
 from nse.calibration.errors import CalibrationError
-from nse.calibration.judge import right
+from nse.calibration.judge import BaseAnswers
 from nse.evaluation.probes import KnownFact, Probe, request_probes, shuffled
 from nse.evaluation.suites import Suite, read_suite
 from nse.fingerprint import file_digest, json_digest
 from nse.request import EditRequest, read_requests
+from nse.subjects import HeldFact
 
 SEARCH_SHARE, VALIDATION_SHARE = 0.4, 0.2
+HELD_SHARE = 1 / 3
+"""Share of the subjects of both whose facts are held, and so are no neighbours: what is held says nothing about the rest."""
 LEAST = {"search": 6, "validation": 3}
 """Fewest known subjects with which a part says anything at all."""
 PER_CASE = {"generalization": 4, "specificity": 5, "untouched": 4}
@@ -88,7 +90,7 @@ def split(facts: Facts, *, seed: int) -> Split:
 
 
 def known_cases(
-    editable: EditableModel,
+    base: BaseAnswers,
     facts: Facts,
     parts: Split,
     *,
@@ -101,7 +103,7 @@ def known_cases(
     """Up to `count` cases of one part, each of another subject, whose fact the model gives by greedy generation.
 
     Args:
-        editable: The model with its base weights.
+        base: Answers of the base model.
         facts: What the file offers.
         parts: The split.
         part: Name of the part.
@@ -124,7 +126,7 @@ def known_cases(
     for start in range(0, len(subjects), count):
         block = subjects[start : start + count]
         flat = [r for name in block for r in of[name]]
-        answers = iter(right(editable, [(r.prompt, r.target_true or "") for r in flat]))
+        answers = iter(base.right([(r.prompt, r.target_true or "") for r in flat]))
         known = {name: [r for r in of[name] if next(answers)] for name in block}
         asked += len(flat)
         fresh = [([r for r in own if r.case_id not in given], own) for own in known.values()]
@@ -139,7 +141,17 @@ def known_cases(
             f"the model knows a fact of only {len(chosen)} of {len(subjects)} subjects kept for {part} ({asked} facts asked),"
             f" {LEAST.get(part, 1)} are needed: give more facts, or facts that this model knows"
         )
-    return _cases(editable, facts, parts, chosen[:count])
+    return _cases(base, facts, parts, chosen[:count])
+
+
+def held_facts(facts: Facts, parts: Split) -> tuple[HeldFact, ...]:
+    """The facts of subjects that are never asked about unless they are corrected themselves, to be held in all edits."""
+    held = _held_subjects(parts)
+    return tuple(
+        HeldFact(r.subject, r.prompt_template, r.target_true or "", r.relation)
+        for r in facts.requests
+        if _name(r.subject) in held
+    )
 
 
 def used_digest(parts: Sequence[Sequence[Case]]) -> str:
@@ -148,20 +160,20 @@ def used_digest(parts: Sequence[Sequence[Case]]) -> str:
 
 
 def _cases(
-    editable: EditableModel, facts: Facts, parts: Split, chosen: Sequence[tuple[EditRequest, list[EditRequest]]]
+    base: BaseAnswers, facts: Facts, parts: Split, chosen: Sequence[tuple[EditRequest, list[EditRequest]]]
 ) -> tuple[Case, ...]:
     """Puts the questions to each correction; of what must stay, only what the base model answers right is kept."""
     requests = [request for request, _ in chosen]
-    held_out = set(parts.held_out)
+    never = {*parts.held_out, *_held_subjects(parts)}
     drafts: list[list[Probe]] = []
     for request, own in chosen:
-        probes = _probes(facts.suite, request, requests, held_out)
+        probes = _probes(facts.suite, request, requests, never)
         others = [r for r in own if (r.relation, r.prompt_template) != (request.relation, request.prompt_template)]
         others = [r for r in others if r.relation is None or r.relation != request.relation]
         probes += [Probe("untouched", request.case_id, r.prompt, r.target_true or "", r.target_new) for r in others]
         drafts.append(probes)
     staying = [p for probes in drafts for p in probes if p.kind == "specificity"]
-    stays = iter(right(editable, [(p.prompt, p.expected) for p in staying]))
+    stays = iter(base.right([(p.prompt, p.expected) for p in staying]))
     cases = []
     for (request, _), probes in zip(chosen, drafts, strict=True):
         kept = [p for p in probes if p.kind != "specificity" or next(stays)]
@@ -169,19 +181,17 @@ def _cases(
     return tuple(cases)
 
 
-def _probes(
-    suite: Suite | None, request: EditRequest, requests: Sequence[EditRequest], held_out: set[str]
-) -> list[Probe]:
-    """Questions about one correction; none is about a held-out subject, or about a fact corrected in the same part."""
+def _probes(suite: Suite | None, request: EditRequest, requests: Sequence[EditRequest], never: set[str]) -> list[Probe]:
+    """Questions about one correction; none is about another subject of `never`, or about a fact corrected in the same part."""
     if suite is not None:
-        facts = [f for f in suite.facts if f.relation == request.relation and _name(f.subject) not in held_out]
+        facts = [f for f in suite.facts if f.relation == request.relation and _name(f.subject) not in never]
         edited = {KnownFact(r.subject, r.relation or "", "").key for r in requests}
         templates = suite.templates.get(request.relation or "", ())
         count = 2 * PER_CASE["specificity"]
         return request_probes(request, facts=facts, templates=templates, edited=edited, neighbours=count)
     probes = request_probes(request, facts=(), templates=(), edited=set(), neighbours=0)
     same = {_name(r.subject) for r in requests if r.relation == request.relation}
-    barred = [n for n in (*held_out, *same) if n != _name(request.subject)]
+    barred = [n for n in (*never, *same) if n != _name(request.subject)]
     return [p for p in probes if p.kind != "specificity" or not any(name in p.prompt.casefold() for name in barred)]
 
 
@@ -189,6 +199,12 @@ def _some(probes: Sequence[Probe], kind: str) -> list[Probe]:
     """The first questions of a kind, as many as a case may have, in an order that depends on their texts alone."""
     own = {p.prompt: p for p in probes if p.kind == kind}
     return [own[text] for text in shuffled(own, kind)[: PER_CASE.get(kind, 1)]]
+
+
+def _held_subjects(parts: Split) -> set[str]:
+    """A part of the subjects of search and validation, chosen by their names alone."""
+    subjects = shuffled((*parts.search, *parts.validation), "held")
+    return set(subjects[: round(len(subjects) * HELD_SHARE)])
 
 
 def _first(requests: Sequence[EditRequest], seed: int) -> EditRequest:

@@ -13,6 +13,8 @@ FINALISTS = 3
 ROUNDS = 2
 CLOSE = 0.002
 """Harmonic means this near count as equal: retention and the subjects' other facts decide."""
+AHEAD = 0.01
+"""How much better than the proposed settings others must be: these rest on more facts than a search asks about."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +50,8 @@ class Finals:
     def run(self) -> Found:
         """Judges the best as far as time allows and chooses one; with no time left, the best of the search."""
         search = self.search
-        pool = search.pool()[:FINALISTS]
+        best = [t for t in search.pool() if t is not search.incumbent]
+        pool = [search.incumbent, *best][:FINALISTS] if search.incumbent else best[:FINALISTS]
         judged = []
         for number, trial in enumerate(pool, 1):
             if search.budget.allows(search.bench.expected(trial.candidate, len(self.cases), part=VALIDATION)):
@@ -58,10 +61,13 @@ class Finals:
                 search.say(str(found))
                 judged.append(trial)
             search.progress(VALIDATION, number, len(pool))
-        return Found(tuple(search.probes), tuple(search.trials), self._choice(judged or pool[:1]))
+        return Found(tuple(search.probes), tuple(search.trials), self._choice(judged or pool))
 
     def _choice(self, trials: Sequence[Trial]) -> Trial:
         means = {t.number: self.search.mean(t.candidate) for t in trials}
+        incumbent = self.search.incumbent
+        if incumbent is not None and means.get(incumbent.number, 0.0) >= max(means.values()) - AHEAD:
+            return incumbent
         close = [t for t in trials if means[t.number] >= max(means.values()) - CLOSE]
         return max(close, key=lambda t: (self._guard(t.candidate), means[t.number], -t.number))
 

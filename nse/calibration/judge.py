@@ -2,7 +2,7 @@
 
 import statistics
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from nse.architecture import EditableModel
@@ -63,6 +63,20 @@ def right(editable: EditableModel, questions: Sequence[tuple[str, str]], *, prog
     prompts, expected = [prompt for prompt, _ in questions], [answer for _, answer in questions]
     texts = generate(editable, prompts, expected=expected, max_new_tokens=max(lengths) + 2, progress=progress)
     return [same_answer(text, answer) for text, answer in zip(texts, expected, strict=True)]
+
+
+@dataclass
+class BaseAnswers:
+    """What the base model answers right; every question is asked once, however many facts it belongs to."""
+
+    editable: EditableModel
+    _right: dict[tuple[str, str], bool] = field(default_factory=dict)
+
+    def right(self, questions: Sequence[tuple[str, str]]) -> list[bool]:
+        """Whether it answers each (prompt, expected), as the function `right`."""
+        new = [question for question in dict.fromkeys(questions) if question not in self._right]
+        self._right |= dict(zip(new, right(self.editable, new), strict=True))
+        return [self._right[question] for question in questions]
 
 
 def scores(

@@ -23,8 +23,10 @@ WRITTEN = (
         "clamp_norm_factor",
         "kl_factor",
         "v_loss_target",
+        "target_ending",
+        "value_contexts",
     ),
-    *("mom2_update_weight", "subject_share", "neuron_threshold", "alpha", "max_passes"),
+    *("mom2_update_weight", "subject_share", "known_keys_weight", "neuron_threshold", "alpha", "max_passes"),
 )
 """Settings in the file: those that were searched, and those that the result would change with. The others keep their defaults."""
 

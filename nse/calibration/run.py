@@ -10,14 +10,16 @@ from typing import Any
 from nse.architecture import EditableModel
 from nse.batch import Progress, silent
 from nse.calibration.errors import CalibrationError
-from nse.calibration.facts import Case, known_cases, read_facts, split, used_digest
+from nse.calibration.facts import Case, held_facts, known_cases, read_facts, split, used_digest
 from nse.calibration.finals import Finals, Found
+from nse.calibration.judge import BaseAnswers
 from nse.calibration.plot import check_plot, draw
 from nse.calibration.record import evidence, write_settings, write_trials
 from nse.calibration.search import Budget, Say, Search, reach
 from nse.calibration.trial import Bench
 from nse.contexts import read_contexts, sample_contexts
 from nse.fingerprint import file_digest, json_digest
+from nse.proposal import propose
 from nse.statistics import SecondMoments, collect_second_moments, read_second_moments
 from nse.values import ValueStore
 
@@ -57,14 +59,14 @@ class Extent:
     Attributes:
         minutes: Time budget.
         trials: Most trials, those of the finals not counted; as many as the time allows if not given.
-        facts: Corrections in a search trial.
+        facts: Corrections in a first trial; a second look has twice as many.
         validated: Corrections in a validation trial.
         seed: Of the split, of the facts chosen, of their new objects and of sampled contexts.
     """
 
     minutes: float = 20.0
     trials: int | None = None
-    facts: int = 40
+    facts: int = 20
     validated: int = 30
     seed: int = 0
 
@@ -101,20 +103,25 @@ def calibrate(
         raise CalibrationError("there is neither text nor second moments: give --corpus or --second-moment")
     facts = read_facts(files.facts, seed=extent.seed)
     parts = split(facts, seed=extent.seed)
+    base, proposal = BaseAnswers(editable), propose(editable)
+    if proposal is not None:
+        say(proposal.source)
 
     def known(part: str, count: int, but: tuple[Case, ...] = ()) -> tuple[Case, ...]:
-        return known_cases(editable, facts, parts, part=part, count=count, seed=extent.seed, but=but, progress=progress)
+        return known_cases(base, facts, parts, part=part, count=count, seed=extent.seed, but=but, progress=progress)
 
     cases, validation = known("search", extent.facts), known("validation", extent.validated)
-    second = known("search", extent.facts, cases)
+    second = known("search", 2 * extent.facts, cases)
     contexts = read_contexts(files.contexts) if files.contexts else sample_contexts(editable, seed=extent.seed)
     given = read_second_moments(files.second_moment) if files.second_moment else None
     with tempfile.TemporaryDirectory(prefix="nse-calibration-") as temporary:
-        bench = Bench(editable, contexts, ValueStore(files.values or Path(temporary)), clock)
-        search = Search(bench, cases, second, budget, _layers(editable, given), progress=progress, say=say)
+        store = ValueStore(files.values or Path(temporary))
+        bench = Bench(editable, contexts, store, clock, held_facts(facts, parts))
+        proposed = proposal.settings if proposal else None
+        search = Search(bench, cases, second, budget, _layers(editable, given), proposed, progress=progress, say=say)
         finals = Finals(search, validation)
         search.finals = finals.seconds
-        start = search.probe()
+        start = search.begin()
         layers = reach(start, search.layers)
         bench.use(given or _moments(editable, files, layers, progress), cases, layers)
         search.run(start)
@@ -127,6 +134,7 @@ def calibrate(
             "facts_digest": facts.digest,
             "contexts": json_digest(contexts),
             "corpus": file_digest(files.corpus) if files.corpus and given is None else None,
+            "proposal": proposal.source if proposal else None,
             "seed": extent.seed,
             "minutes": extent.minutes,
             "seconds": round(budget.used, 1),

@@ -1,4 +1,6 @@
-"""The search: z-probes choose where to begin, steps along one setting at a time improve on it.
+"""The search: from where evidence or z-probes say that it should begin, one generation of neighbours after the other.
+
+A generation is tried on few facts, the best of it on more, so that most of the time goes to what is good.
 
 Which trials are made depends on what they measured and on nothing else; time decides only when the list ends. So two searches
 with the same numbers of trials are the same.
@@ -6,15 +8,15 @@ with the same numbers of trials are the same.
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 from nse.batch import Progress, silent
 from nse.calibration.facts import Case
 from nse.calibration.probe import Reached
-from nse.calibration.space import COORDINATES, Candidate, neighbour
+from nse.calibration.space import Candidate, neighbours, start_of
 from nse.calibration.trial import FIRST, SECOND, Bench, Trial
-from nse.hyperparameters import FACT_TOKENS
+from nse.hyperparameters import FACT_TOKENS, Hyperparameters
 
 PROBED_LAYERS = 8
 PROBED_DEPTH = 0.65
@@ -25,21 +27,19 @@ PROBE_FACTS = 10
 PROBE_SHARE = 0.25
 """Most of the time that goes to z-probes."""
 FIRST_SHARE = 0.6
-"""Share of the time, and of the trials, after which the best so far are judged on more facts."""
+"""Share of the time, and of the trials, after which nothing new is tried: the best so far are judged on more facts."""
 FINALS_SHARE = 0.2
 """Most of the time that is kept for the finals."""
-LOOKS = 6
-"""Trials that get a second look at once: the best of many on the same facts was lucky with them."""
-MARGIN = 0.03
-"""A later trial gets a second look if its first is not this far below the best first."""
+SURVIVORS = 3
+"""One of so many of a generation goes on to more facts: the best of many on the same few was lucky with them."""
+PARENTS = 2
+"""How many of the best have their neighbours tried next."""
 STARTS = 3
 """Last layers with which the search begins at the subject."""
 SAID_DEPTHS = (1.0, 0.85, 0.7)
 """Where it begins at a prompt's last token, as shares of the depth: what is read there is said a few layers above."""
 LAYERS = 4
-"""Most rewrite layers."""
-HOPELESS = 0.1
-"""Layers whose best trial is this far below the best of all are not searched further."""
+"""Most rewrite layers of a model without evidence."""
 VARIANTS = ((0.05, 1.5), (0.2, 1.5), (0.2, 3.0), (0.1, 0.75))
 """(step, clamp) probed at the best layer."""
 
@@ -81,9 +81,10 @@ class Search:
     Attributes:
         bench: Makes the trials.
         cases: The facts of a first trial of a candidate.
-        second: Other facts, for a second look at it; may be empty.
+        second: Other facts, and more, for a second look at it; may be empty.
         budget: Its bounds.
         layers: Layers that may be rewritten.
+        proposed: Settings that were good on a similar model; none if they do not fit.
         finals: Tells the seconds that the finals will want after a candidate.
         progress: Called as `progress(stage, done, total)`.
         say: Called with a line per step.
@@ -96,11 +97,24 @@ class Search:
     second: Sequence[Case]
     budget: Budget
     layers: Sequence[int]
+    proposed: Hyperparameters | None = None
     finals: Callable[[Candidate], float] = lambda _candidate: 0.0
     progress: Progress = silent
     say: Say = lambda _line: None
     probes: list[Reached] = field(default_factory=list)
     trials: list[Trial] = field(default_factory=list)
+
+    def begin(self) -> tuple[Candidate, ...]:
+        """Where to begin: at the proposed settings, with the last layers beside theirs, or where z-probes say."""
+        if self.proposed is not None and not set(self.proposed.layers) <= set(self.layers):
+            self.proposed = None
+        if self.proposed is None:
+            return self.probe()
+        start = start_of(self.proposed)
+        start = replace(start, known=start.known if self.bench.held else 0.0)
+        beside = [replace(start, last=last) for last in (start.last - 1, start.last + 1) if last in self.layers]
+        self.bench.measure_hidden(self.cases[:PROBE_FACTS], [c.place for c in (start, *beside)])
+        return (start, *beside)
 
     def probe(self) -> tuple[Candidate, ...]:
         """Probes z layer by layer, then other rates and clamps at the best layer; returns where to begin."""
@@ -120,30 +134,42 @@ class Search:
         return (*enriched, *said, *(p.candidate for p in varied[:1]))
 
     def run(self, start: Sequence[Candidate]) -> None:
-        """Tries settings on the first facts, then on both, until the budget ends or no step improves on the best."""
+        """Tries where to begin, then the neighbours of the best, until the budget ends or all these have been tried."""
         lasts = {where: tuple(sorted({c.last for c in start if c.fact_token == where})) for where in FACT_TOKENS}
+        fresh = opening(start) if self.proposed is None else [start[0]]
         try:
-            for candidate in opening(start):
-                if self._possible(candidate):
-                    self._first(candidate)
-            done: set[tuple[str, tuple[int, ...]]] = set()
-            while begin := self._unsearched(done):
-                done |= {_where(c) for c in (begin.candidate, self._improve(begin.candidate, lasts, self._merit))}
-        except _SpentError:
-            pass  # of the first facts' share
-        if not self.second:
-            return
-        try:
-            for trial in self.different()[:LOOKS]:
-                self._look(trial.candidate)
-            self._improve(self.pool()[0].candidate, lasts, self._merit_of_both)
+            while fresh := self._untried(fresh):
+                self._generation(fresh)
+                fresh = [n for t in self.pool()[:PARENTS] for n in neighbours(t.candidate, lasts=lasts)]
         except _SpentError:
             return
 
+    def _generation(self, fresh: Sequence[Candidate]) -> None:
+        """First trials of new candidates, then a second look at the best of them.
+
+        Raises:
+            _SpentError: If the budget allows no more.
+        """
+        spent = False
+        try:
+            for candidate in fresh:
+                self._first(candidate)
+        except _SpentError:
+            spent = True  # of the first trials' share
+        own = [t for t in self.different() if t.candidate in fresh]
+        for trial in own[: math.ceil(len(own) / SURVIVORS)] if self.second else ():
+            self._look(trial.candidate)
+        if spent:
+            raise _SpentError
+
+    def _untried(self, candidates: Sequence[Candidate]) -> list[Candidate]:
+        tried = {t.candidate for t in self.trials}
+        return [c for c in dict.fromkeys(candidates) if c not in tried and self._possible(c)]
+
     @property
-    def best(self) -> Trial:
-        """The best trial on the first facts."""
-        return self.ranked()[0]
+    def incumbent(self) -> Trial | None:
+        """The first trial of the proposed settings, if there were any."""
+        return self.trials[0] if self.proposed is not None else None
 
     def ranked(self) -> list[Trial]:
         """Trials on the first facts, best first; of equals that which was first."""
@@ -165,56 +191,19 @@ class Search:
         own = [t for t in self.trials if t.candidate == candidate]
         return sum(t.scores.harmonic_mean * t.facts for t in own) / sum(t.facts for t in own)
 
-    def _unsearched(self, done: set[tuple[str, tuple[int, ...]]]) -> Trial | None:
-        """The best trial with a place and layers from which no steps were made, if it is not hopeless."""
-        bound = self.best.scores.harmonic_mean - HOPELESS
-        return next(
-            (t for t in self.ranked() if _where(t.candidate) not in done and t.scores.harmonic_mean >= bound), None
-        )
+    def _first(self, candidate: Candidate) -> None:
+        self._trial(candidate, self.cases, FIRST, FIRST_SHARE)
 
-    def _improve(
-        self, best: Candidate, lasts: Mapping[str, tuple[int, ...]], merit: Callable[[Candidate], tuple[float, float]]
-    ) -> Candidate:
-        """Steps along one setting after the other, on in a direction as long as that improves, until none does."""
-        while True:
-            before = best
-            for coordinate in COORDINATES:
-                for direction in (1, -1):
-                    while True:
-                        candidate = neighbour(best, coordinate, direction, lasts=lasts)
-                        if candidate is None or not self._possible(candidate) or merit(candidate) <= merit(best):
-                            break
-                        best = candidate
-            if best == before:
-                return best
-
-    def _merit(self, candidate: Candidate) -> tuple[float, float]:
-        scores = self._first(candidate).scores
-        return scores.harmonic_mean, scores.guard
-
-    def _merit_of_both(self, candidate: Candidate) -> tuple[float, float]:
-        """Merit on both lots of facts; one whose first trial was much worse than the best is not looked at again."""
-        first = self._first(candidate, share=1.0).scores
-        if first.harmonic_mean < self.best.scores.harmonic_mean - MARGIN:
-            return -1.0, 0.0
-        return self._look(candidate), first.guard
-
-    def _first(self, candidate: Candidate, *, share: float = FIRST_SHARE) -> Trial:
-        return self._trial(candidate, self.cases, FIRST, share)
-
-    def _look(self, candidate: Candidate) -> float:
+    def _look(self, candidate: Candidate) -> None:
         self._trial(candidate, self.second, SECOND, 1.0)
-        return self.mean(candidate)
 
-    def _trial(self, candidate: Candidate, cases: Sequence[Case], part: str, share: float) -> Trial:
-        """A candidate's trial in a part, made now if it was not before.
+    def _trial(self, candidate: Candidate, cases: Sequence[Case], part: str, share: float) -> None:
+        """Makes a candidate's trial in a part.
 
         Raises:
             _SpentError: If that share of the budget does not allow it; the first of all is always made, or there would be
                 nothing to show.
         """
-        if made := next((t for t in self.trials if t.candidate == candidate and t.part == part), None):
-            return made
         expected = self.bench.expected(candidate, len(cases), part=part)
         if self.trials and not self._allows(candidate, expected, share):
             raise _SpentError
@@ -225,7 +214,6 @@ class Search:
             self.progress("trials", len(self.trials), self.budget.trials)
         else:
             self.progress("trials (seconds)", int(min(self.budget.used, self.budget.seconds)), int(self.budget.seconds))
-        return trial
 
     def _allows(self, candidate: Candidate, expected: float, share: float) -> bool:
         if self.budget.trials is not None and len(self.trials) >= math.ceil(share * self.budget.trials):
@@ -234,7 +222,8 @@ class Search:
         return self.budget.allows(expected, reserve=max(finals, (1 - share) * self.budget.seconds))
 
     def _possible(self, candidate: Candidate) -> bool:
-        return {(candidate.fact_token, layer) for layer in candidate.layers} <= set(self.bench.weight)
+        there = {(candidate.fact_token, layer) for layer in candidate.layers} <= set(self.bench.weight)
+        return there and bool(not candidate.known or self.bench.held)
 
     def _probe(self, candidate: Candidate, cases: Sequence[Case], total: int) -> None:
         """Probes one choice if its share of the time allows; the first one is always made."""
@@ -261,8 +250,8 @@ def layers_where_said(layers: Sequence[int], total: int) -> tuple[int, ...]:
 
 
 def reach(start: Sequence[Candidate], layers: Sequence[int]) -> tuple[int, ...]:
-    """The layers that any candidate of the search may rewrite: those up to `LAYERS` below a last one."""
-    return tuple(sorted({c.last - i for c in start for i in range(LAYERS)} & set(layers)))
+    """The layers that any candidate of the search may rewrite: below a last one as many as it begins with and one more."""
+    return tuple(sorted({c.last - i for c in start for i in range(max(LAYERS, c.count + 1))} & set(layers)))
 
 
 def opening(start: Sequence[Candidate]) -> list[Candidate]:
@@ -270,7 +259,3 @@ def opening(start: Sequence[Candidate]) -> list[Candidate]:
     firsts = [next(c for c in start if c.fact_token == where) for where in dict.fromkeys(c.fact_token for c in start)]
     others = [c for c in start if c not in firsts]
     return [replace(c, count=n) for own, counts in ((firsts, (2, 1, 3)), (others, (2, 1))) for c in own for n in counts]
-
-
-def _where(candidate: Candidate) -> tuple[str, tuple[int, ...]]:
-    return candidate.fact_token, candidate.layers

@@ -6,6 +6,7 @@ that no one has tuned then starts where the others did.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 from nse.hyperparameters import Hyperparameters
 
@@ -21,11 +22,14 @@ class Candidate:
         clamp: Greatest |delta| as a share of |h|.
         steps: Most steps.
         loss_target: Loss at which z is done.
+        ending: What z makes the model say after a target.
+        contexts: In which contexts z is optimised, as `value_contexts` of `Hyperparameters`.
         decay: What |delta| = |h| adds to the loss, in nats; the published weight divides by |h| once more, and where |h| is
             small forbids z.
         protection: lambda as a share of k^T C0^-1 k (median over subjects): a key alone in its round is written to
             1 / (1 + protection).
         share: Share of a key measured on the subject alone.
+        known: Weight of the held facts' keys.
         passes: Most passes over the layers.
         tolerance: alpha as a share of the median |z - h|.
         neurons: Share p of the activation that the chosen neurons reach.
@@ -36,11 +40,14 @@ class Candidate:
     count: int = 1
     step: float = 0.1
     clamp: float = 1.5
-    steps: int = 30
+    steps: int = 25
     loss_target: float = 0.05
+    ending: str = ""
+    contexts: str = "all"
     decay: float = 0.0
     protection: float = 0.1
     share: float = 0.0
+    known: float = 0.0
     passes: int = 2
     tolerance: float = 0.1
     neurons: float = 1.0
@@ -59,8 +66,8 @@ class Candidate:
     @property
     def values(self) -> "Candidate":
         """The same with all that z does not depend on at its default: candidates of equal `values` share their z's."""
-        own = self.step, self.clamp, self.steps, self.loss_target, self.decay
-        return Candidate(self.last, 1, *own, fact_token=self.fact_token)
+        default = Candidate(self.last)
+        return replace(self, **{name: getattr(default, name) for name in AFTER_VALUES})
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,41 +101,73 @@ def settings_of(candidate: Candidate, scale: Scale, *, distance: float = 0.0) ->
         v_weight_decay=_digits(candidate.decay * scale.hidden[candidate.place]),
         clamp_norm_factor=candidate.clamp,
         v_loss_target=candidate.loss_target,
+        target_ending=candidate.ending,
+        value_contexts=candidate.contexts,
         mom2_update_weight=_digits(candidate.protection * scale.weight.get(candidate.place, 1.0)),
         subject_share=candidate.share,
+        known_keys_weight=candidate.known,
         neuron_threshold=candidate.neurons,
         alpha=_digits(candidate.tolerance * distance),
         max_passes=candidate.passes,
     )
 
 
-LADDERS: dict[str, tuple[float, ...]] = {
-    "protection": (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0),
-    "share": (0.0, 0.25, 0.5, 0.75),
-    "count": (1, 2, 3, 4),
+LADDERS: dict[str, tuple[Any, ...]] = {
+    "protection": (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 0.75, 1.5, 3.0, 6.0),
+    "share": (0.0, 0.3, 0.6, 0.8),
+    "count": (1, 2, 3, 4, 5, 6),
+    "known": (0.0, 1.0, 3.0, 10.0),
     "neurons": (0.7, 0.8, 0.9, 0.95, 1.0),
-    "loss_target": (0.01, 0.02, 0.05, 0.1, 0.2),
-    "clamp": (0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 3.0),
-    "decay": (0.0, 0.03, 0.1, 0.3),
     "step": (0.025, 0.05, 0.1, 0.2, 0.4),
-    "steps": (20, 30, 45, 60),
+    "ending": ("", "."),
+    "clamp": (0.5, 0.75, 1.0, 1.5, 2.0, 3.0),
+    "loss_target": (0.01, 0.02, 0.05, 0.1, 0.2),
+    "decay": (0.0, 0.03, 0.1, 0.3),
+    "steps": (15, 25, 40, 60),
 }
-"""Values of each setting, in the order in which the settings are varied: first those that leave the z's as they are."""
+"""Values of each setting."""
 PASSES: tuple[tuple[int, float], ...] = ((1, 0.1), (2, 0.1), (2, 0.02), (3, 0.02))
 """(passes, tolerance), from the least to the most insistent."""
-COORDINATES = (
-    "protection",
-    "share",
-    "count",
-    "passes",
-    "neurons",
-    "clamp",
-    "loss_target",
-    "step",
-    "steps",
-    "decay",
-    "last",
-)
+AFTER_VALUES = ("protection", "share", "count", "passes", "known", "neurons", "tolerance")
+"""What z does not depend on."""
+COORDINATES = (*AFTER_VALUES[:-1], "step", "ending", "last", "clamp", "loss_target", "steps", "decay")
+"""The settings in the order in which they are varied: first those that leave the z's as they are."""
+AT_SUBJECTS = ("share", "ending")
+"""What has no meaning where objects are said."""
+PRETRAINED_STEP, PRETRAINED_PROTECTION = 0.05, 1.5
+"""The best on SmolLM2-135M: v_lr 0.3 of |h| 148, lambda 3,000 of k^T C0^-1 k 2,047 (docs/log.md, 2026-11-29)."""
+
+
+def start_of(settings: Hyperparameters) -> Candidate:
+    """Where a search begins with settings that were good on a similar pretrained model.
+
+    Learning rate, lambda and alpha are not taken over: their absolute values mean other things on another model.
+    """
+    passes, tolerance = max(rung for rung in PASSES if rung[0] <= settings.max_passes)
+    return Candidate(
+        last=settings.z_layer,
+        count=int(_nearest("count", len(settings.layers))),
+        step=PRETRAINED_STEP,
+        clamp=_nearest("clamp", settings.clamp_norm_factor),
+        steps=int(_nearest("steps", settings.v_num_grad_steps)),
+        loss_target=_nearest("loss_target", settings.v_loss_target),
+        ending=settings.target_ending,
+        contexts=settings.value_contexts,
+        protection=PRETRAINED_PROTECTION,
+        share=_nearest("share", settings.subject_share),
+        known=_nearest("known", settings.known_keys_weight),
+        passes=passes,
+        tolerance=tolerance,
+        neurons=_nearest("neurons", settings.neuron_threshold),
+        fact_token=settings.fact_token,
+    )
+
+
+def neighbours(candidate: Candidate, *, lasts: Mapping[str, tuple[int, ...]]) -> list[Candidate]:
+    """All candidates that are one rung away in one setting; those that share the candidate's z's come first."""
+    steps = [(coordinate, direction) for coordinate in COORDINATES for direction in (1, -1)]
+    found = [neighbour(candidate, coordinate, direction, lasts=lasts) for coordinate, direction in steps]
+    return [one for one in found if one is not None]
 
 
 def neighbour(
@@ -142,26 +181,25 @@ def neighbour(
         direction: 1 or -1.
         lasts: The last layers that may be tried where a fact is written, ascending; no rewrite layer lies below 0.
     """
-    if coordinate == "share" and candidate.fact_token == "last":
+    if coordinate in AT_SUBJECTS and candidate.fact_token == "last":
         return None
     if coordinate == "passes":
         rung = PASSES.index((candidate.passes, candidate.tolerance)) + direction
         if not 0 <= rung < len(PASSES):
             return None
         return replace(candidate, passes=PASSES[rung][0], tolerance=PASSES[rung][1])
-    ladder: tuple[float, ...] = lasts[candidate.fact_token] if coordinate == "last" else LADDERS[coordinate]
+    ladder = lasts[candidate.fact_token] if coordinate == "last" else LADDERS[coordinate]
     rung = ladder.index(getattr(candidate, coordinate)) + direction
     if not 0 <= rung < len(ladder):
         return None
-    value = ladder[rung]
-    whole = coordinate in ("count", "steps", "last")
-    moved = _with(candidate, coordinate, int(value) if whole else value)
+    changed: dict[str, Any] = {coordinate: ladder[rung]}
+    moved = replace(candidate, **changed)
     return moved if moved.layers[0] >= 0 else None
 
 
-def _with(candidate: Candidate, coordinate: str, value: float) -> Candidate:
-    changed: dict[str, float] = {coordinate: value}
-    return replace(candidate, **changed)  # type: ignore[arg-type]
+def _nearest(name: str, value: float) -> float:
+    found: float = min(LADDERS[name], key=lambda rung: abs(rung - value))
+    return found
 
 
 def _digits(value: float) -> float:

@@ -4,6 +4,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
+from statistics import median
 from typing import Any
 
 import torch
@@ -17,19 +18,21 @@ from nse.calibration.space import Candidate, Scale, settings_of
 from nse.contexts import ContextTemplates
 from nse.delta import Delta
 from nse.editors import EditContext, get_editor
+from nse.factors import FactorStore
 from nse.hyperparameters import FACT_TOKENS, Hyperparameters
 from nse.keys import measure
 from nse.patch import compose, patched
 from nse.request import EditRequest
 from nse.statistics import SecondMoments
 from nse.steps import facts_of_round
+from nse.subjects import HeldFact, of_other_subjects
 from nse.values import ValueStore, values_for
 
 METHOD = "nse"
 FIRST, SECOND, VALIDATION = PARTS = ("search", "second look", "validation")
-"""What a trial is for: a first one on the search's facts, a second one on others of it, one on other subjects."""
+"""What a trial is for: a first one on few facts of the search's subjects, a second one on more of them, one on other subjects."""
 SAFETY = 1.2
-"""Time of the next trial over that of the slowest of the latest."""
+"""Time of the next trial over that of the latest: their median, as a burst of other work on the machine says nothing."""
 REMEMBERED = 4
 """How many of the latest trials tell what the next will take."""
 
@@ -66,11 +69,13 @@ class Trial:
             "steps": s.v_num_grad_steps,
         }
         names |= {"loss": s.v_loss_target, "share": s.subject_share, "passes": s.max_passes, "p": s.neuron_threshold}
+        names |= {"known": s.known_keys_weight}
         settings = ", ".join(f"{name} {value:g}" for name, value in names.items())
         reached = self.scores.to_dict()
         mean = 100 * reached.pop("harmonic_mean")
         shares = ", ".join(f"{name} {100 * value:.0f}" for name, value in reached.items())
-        return f"{self.part} {self.number}: {s.fact_token}, layers {span(s.layers)}, {settings}: {shares}: {mean:.1f}"
+        place = f"{s.fact_token}, layers {span(s.layers)}"
+        return f"{self.part} {self.number}: {place}, {settings}, ending {s.target_ending!r}: {shares}: {mean:.1f}"
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for the record."""
@@ -87,6 +92,7 @@ class Bench:
         contexts: Context templates of all edits.
         store: Keeps the z's of all trials.
         clock: Tells seconds.
+        held: Known facts that all edits hold, less those of the subjects that an edit corrects.
         hidden: Median |h| where facts are written, by kind of token and layer, as far as measured.
         moments: C0 of the layers that may be rewritten; empty during the z-probe.
         weight: Median k^T C0^-1 k there.
@@ -96,9 +102,11 @@ class Bench:
     contexts: ContextTemplates
     store: ValueStore
     clock: Callable[[], float] = time.monotonic
+    held: Sequence[HeldFact] = ()
     hidden: dict[tuple[str, int], float] = field(default_factory=dict)
     moments: SecondMoments = field(default_factory=lambda: SecondMoments({}, {}))
     weight: dict[tuple[str, int], float] = field(default_factory=dict)
+    _factors: FactorStore = field(default_factory=FactorStore)
     _seen: set[tuple[str, Candidate]] = field(default_factory=set)
     _distance: dict[Candidate, float] = field(default_factory=dict)
     _per_z: deque[float] = field(default_factory=lambda: deque(maxlen=REMEMBERED))
@@ -164,6 +172,7 @@ class Bench:
             away = z.double() - self._states(cases, candidate.place).double()
             self._distance[candidate.values] = float(away.norm(dim=1).median())
         settings = settings_of(candidate, self.scale, distance=self._distance[candidate.values])
+        held = tuple(of_other_subjects(self.held, [c.request for c in cases]))
         deltas: list[Delta] = []
         standing: list[EditRequest] = []
         for own in rounds:
@@ -172,7 +181,9 @@ class Bench:
                 *(settings, self.moments, self.contexts),
                 previous=tuple(deltas),
                 earlier=tuple(standing),
+                held=held,
                 values=self.store,
+                factors=self._factors,
             )
             deltas.append(get_editor(METHOD).edit(self.editable, requests, context).delta)
             standing += requests
@@ -186,8 +197,8 @@ class Bench:
     def expected(self, candidate: Candidate, facts: int, *, part: str) -> float:
         """Seconds that a trial will take by the measured rates; its z's count unless the part has them already."""
         new = 0 if (part, candidate.values) in self._seen else facts
-        values = new * candidate.steps * max(self._per_z, default=0.0)
-        return SAFETY * (values + facts * max(self._per_fact, default=0.0))
+        values = new * candidate.steps * median(self._per_z or (0.0,))
+        return SAFETY * (values + facts * median(self._per_fact or (0.0,)))
 
     def _values(self, candidate: Candidate, cases: Sequence[Case], part: str) -> torch.Tensor:
         """z (n, d_model) of n cases; those of further steps are made too, and stored."""

@@ -88,6 +88,28 @@ def test_a_clone_gets_its_ledger_with_the_directory_alone(model: Path, inputs: P
 def test_a_new_workspace_needs_all_its_files(model: Path, tmp_path: Path, nse: Nse) -> None:
     outcome = nse("init", tmp_path / "new", "--model", model)
     assert outcome.code == 2
-    assert "needs --model, --name, --hparams, --suite and --corpus" in outcome.err
+    assert "needs --model, --name, --suite and --corpus" in outcome.err
     assert "is no workspace" in nse("init", tmp_path / "new").err
     assert not (tmp_path / "new").exists()
+
+
+def test_settings_that_are_not_given_are_proposed_with_their_source(
+    model: Path, inputs: Path, tmp_path: Path, nse: Nse, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = options(model, inputs)
+    at = given.index("--hparams")
+    without = given[:at] + given[at + 2 :]
+    refused = nse("init", tmp_path / "none", *without)
+    assert (refused.code, (tmp_path / "none").exists()) == (2, False)
+    assert "no evidence for a model so small: give --hparams" in refused.error
+    monkeypatch.setattr("nse.proposal.SMALLEST", 0)
+    root = tmp_path / "space"
+    made = nse("init", root, *without)
+    assert made.code == 0, made.err
+    assert "Proposed from preset gpt2-xl (gpt2, 48 layers, 1.6B parameters)" in made.out.replace("\n", " ")
+    assert yaml.safe_load((root / "params.yaml").read_text())["method"]["hparams"] == "hparams.yaml"
+    assert yaml.safe_load((root / "hparams.yaml").read_text())["layers"] == [1]
+    assert git(root, "status", "--porcelain") == ""
+    before = tree(root)
+    assert nse("init", root, *without).code == 0
+    assert tree(root) == before

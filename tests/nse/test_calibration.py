@@ -14,13 +14,22 @@ from nse.architecture import EditableModel, load_model
 from nse.batch import pad
 from nse.calibration import CalibrationFiles, calibrate
 from nse.calibration.errors import CalibrationError
-from nse.calibration.facts import Case, known_cases, read_facts, split
+from nse.calibration.facts import Case, held_facts, known_cases, read_facts, split
 from nse.calibration.finals import Finals
-from nse.calibration.judge import Scores, right
+from nse.calibration.judge import BaseAnswers, Scores, right
 from nse.calibration.probe import in_place
 from nse.calibration.run import Extent
 from nse.calibration.search import Budget, Search, layers_where_said, opening, probed_layers
-from nse.calibration.space import COORDINATES, LADDERS, Candidate, Scale, neighbour, settings_of
+from nse.calibration.space import (
+    COORDINATES,
+    LADDERS,
+    Candidate,
+    Scale,
+    neighbour,
+    neighbours,
+    settings_of,
+    start_of,
+)
 from nse.calibration.trial import Bench, Trial, rounds_of
 from nse.contexts import BARE
 from nse.editors import EditContext, EditResult
@@ -96,7 +105,7 @@ def said(rows: list[dict[str, Any]], tmp_path: Path) -> Path:
 @pytest.fixture
 def known(editable: EditableModel, said: Path) -> tuple[Case, ...]:
     facts = read_facts(said, seed=0)
-    return known_cases(editable, facts, split(facts, seed=0), part="search", count=6, seed=0)
+    return known_cases(BaseAnswers(editable), facts, split(facts, seed=0), part="search", count=6, seed=0)
 
 
 @pytest.fixture
@@ -141,11 +150,36 @@ def test_cases_are_known_one_per_subject_and_ask_about_nothing_held_out(
         assert not corrected & {p.prompt for p in case.probes if p.kind == "specificity"}
 
 
+def test_held_facts_are_never_asked_about_unless_corrected(editable: EditableModel, said: Path) -> None:
+    facts = read_facts(said, seed=0)
+    parts = split(facts, seed=0)
+    cases = known_cases(BaseAnswers(editable), facts, parts, part="search", count=6, seed=0)
+    held = held_facts(facts, parts)
+    assert {f.subject.casefold() for f in held} <= {*parts.search, *parts.validation}
+    assert len({f.subject for f in held}) == round(len((*parts.search, *parts.validation)) / 3)
+    for case in cases:
+        others = {f.subject for f in held if f.subject != case.request.subject}
+        assert not [p.prompt for p in case.probes if any(name in p.prompt for name in others)]
+
+
+def test_the_base_model_is_asked_a_question_once(editable: EditableModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[str, str]] = []
+
+    def listening(model: EditableModel, questions: Sequence[tuple[str, str]]) -> list[bool]:
+        asked.extend(questions)
+        return right(model, questions)
+
+    monkeypatch.setattr("nse.calibration.judge.right", listening)
+    base, questions = BaseAnswers(editable), [(f"{name} lives in", "Rome") for name in ("Ada", "Bo", "Ada")]
+    assert base.right(questions) == right(editable, questions) == base.right(questions)
+    assert asked == questions[:2]
+
+
 def test_a_second_batch_gives_other_facts_and_other_subjects_first(editable: EditableModel, said: Path) -> None:
     facts = read_facts(said, seed=0)
     parts = split(facts, seed=0)
-    first = known_cases(editable, facts, parts, part="search", count=6, seed=0)
-    second = known_cases(editable, facts, parts, part="search", count=6, seed=0, but=first)
+    first = known_cases(BaseAnswers(editable), facts, parts, part="search", count=6, seed=0)
+    second = known_cases(BaseAnswers(editable), facts, parts, part="search", count=6, seed=0, but=first)
     assert second
     assert not {c.request.case_id for c in first} & {c.request.case_id for c in second}
     left = len({c.request.subject for c in second} - {c.request.subject for c in first})
@@ -208,6 +242,25 @@ def test_a_step_up_and_down_again_comes_back_and_ladders_end(coordinate: str) ->
 def test_every_default_is_on_its_ladder() -> None:
     assert all(getattr(Candidate(0), name) in ladder for name, ladder in LADDERS.items())
     assert neighbour(Candidate(0), "count", 1, lasts={"subject_last": (0,)}) is None, "layer -1"
+
+
+def test_neighbours_that_share_their_z_come_first() -> None:
+    start = Candidate(6, 3, ending=".")
+    found = neighbours(start, lasts={"subject_last": (5, 6, 7)})
+    same = [c.values == start.values for c in found]
+    assert same == sorted(same, reverse=True)
+    assert sum(same) >= 8
+    assert len(set(found)) == len(found)
+
+
+def test_proposed_settings_are_where_a_search_begins_in_the_models_own_units() -> None:
+    settings = read_hyperparameters(Path("smollm2-135m")).settings
+    start = start_of(settings)
+    # |h| and k^T C0^-1 k of SmolLM2-135M at layer 8
+    found = settings_of(start, Scale(576, {start.place: 148.3}, {start.place: 2047.0}), distance=85.0)
+    assert found == replace(settings, v_lr=found.v_lr, mom2_update_weight=found.mom2_update_weight, alpha=1.7)
+    assert found.v_lr == pytest.approx(settings.v_lr, rel=0.05)
+    assert found.mom2_update_weight == pytest.approx(settings.mom2_update_weight, rel=0.05)
 
 
 def test_where_an_object_is_said_no_subject_shares_a_key_and_the_layers_are_others() -> None:
@@ -353,11 +406,11 @@ def test_second_moments_bound_the_layers_and_must_be_of_this_model(
 
 
 class FakeBench(Bench):
-    """A bench whose trials are computed: the best is layers 1-2 with a protection of 0.3 and half the key."""
+    """A bench whose trials are computed: the best is layers 1-2 with a protection of 0.3 and a share of 0.6."""
 
     def run(self, candidate: Candidate, rounds, *, part: str, number: int) -> Trial:  # type: ignore[no-untyped-def]
         away = abs(candidate.count - 2) + abs(candidate.last - 2) + 3 * abs(candidate.protection - 0.3)
-        share = 1.0 - 0.1 * (away + abs(candidate.share - 0.5) + abs(candidate.neurons - 1.0))
+        share = 1.0 - 0.1 * (away + abs(candidate.share - 0.6) + abs(candidate.neurons - 1.0))
         self._per_fact.append(1.0)
         return Trial(number, part, candidate, settings_of(candidate, SCALE), Scores(share, share, share), 1, 1.0)
 
@@ -366,11 +419,37 @@ def test_steps_find_the_best_and_end(editable: EditableModel) -> None:
     bench = FakeBench(editable, CONTEXTS, ValueStore(Path()), hidden=dict(SCALE.hidden), weight=dict(SCALE.weight))
     search = Search(bench, (Case(EditRequest("0", "a", "{}", "b"), ()),), (), Budget(1e9), range(4))
     search.run((Candidate(1), Candidate(3), Candidate(2), Candidate(3, fact_token="last")))
-    best = search.best.candidate
-    assert (best.layers, best.protection, best.share, best.neurons) == ((1, 2), 0.3, 0.5, 1.0)
+    best = search.ranked()[0].candidate
+    assert (best.layers, best.protection, best.share, best.neurons) == ((1, 2), 0.3, 0.6, 1.0)
     assert len({t.candidate for t in search.trials}) == len(search.trials), "none was tried twice"
     assert [t.candidate for t in search.trials[:2]] == opening((Candidate(1),))[:2]
     assert any(t.candidate.fact_token == "last" for t in search.trials), "both places were tried"
+
+
+@pytest.mark.parametrize(("ahead", "kept"), [(0.02, False), (0.005, True)])
+def test_proposed_settings_stand_until_others_are_clearly_better(
+    editable: EditableModel, ahead: float, kept: bool
+) -> None:
+    class Flat(FakeBench):
+        def run(self, candidate: Candidate, rounds, *, part: str, number: int) -> Trial:  # type: ignore[no-untyped-def]
+            share = 0.9 + ahead * (candidate.share == 0.3)
+            self._per_fact.append(1.0)
+            return Trial(number, part, candidate, settings_of(candidate, SCALE), Scores(share, share, share), 1, 1.0)
+
+    bench = Flat(editable, BARE, ValueStore(Path()), weight=dict(SCALE.weight))
+    case = Case(EditRequest("0", "Ada Berg", TEMPLATES[0], "b"), (Probe("efficacy", "0", "a", "b"),))
+    proposed = hyperparameters_of({"layers": [1, 2], "known_keys_weight": 3}, where="here").settings
+    search = Search(bench, (case,), (case,), Budget(1e9), range(4), proposed)
+    start = search.begin()
+    assert [c.last for c in start] == [2, 1, 3]
+    assert not search.probes
+    search.run(start)
+    assert search.trials[0].candidate == start[0]
+    assert start[0].known == 0.0, "nothing is held here"
+    found = Finals(search, (case,)).run()
+    assert (found.chosen is search.incumbent) == kept
+    looked = sum(t.part == "second look" for t in search.trials)
+    assert 1 < looked < sum(t.part == "search" for t in search.trials) / 2
 
 
 def test_a_trial_where_objects_are_said_writes_there_and_tells_the_second_round_what_stands(

@@ -85,7 +85,11 @@ def settings_of(path: Path) -> Hyperparameters:
 
 
 def test_there_is_a_preset_for_each_published_model() -> None:
-    assert presets() == sorted(MODELS)
+    assert presets() == sorted([*MODELS, "smollm2-135m"])
+
+
+def test_the_preset_of_the_pretrained_demo_is_the_file_that_it_ships() -> None:
+    assert settings_of(preset_or_file(Path("smollm2-135m"))) == settings_of(Path("demo/smollm2/hparams.yaml"))
 
 
 @pytest.mark.parametrize("model", MODELS)
