@@ -8,11 +8,11 @@
 The world is a model with facts that it knows: `demo` (the suite's facts, each corrected to another object), `bios` (the
 invented people in ../shared) or `smollm2` (a pretrained model and ParaRel's facts, made by `python -m benchmarks.pararel`).
 `batches` are rounds of 50, `round` is one of them, `single` are rounds of one edit, `misleading` are a few rounds of 50 and then
-the questions that mislead (nse/evaluation/misleading.py). Settings are those of benchmarks/bench_<world>.yaml. Methods that train first are
-trained by `nse train` on facts that no stream edits, once for all; the file is kept in the folder of records. Writes
-docs/methods_<world>_<stream>.md and .svg (what misleads is asked once: no plot) after every order of the stream, and the record
-under build/. An interrupted run goes on where it was. `--estimate` runs the first rounds of each method alone, and says from
-these how long the whole will last.
+the questions that mislead (nse/evaluation/misleading.py). Settings are those of benchmarks/bench_<world>.yaml.
+Methods that train first are trained by `nse train` on facts that no stream edits, once for all; the file is kept in the folder
+of records. Writes docs/methods_<world>_<stream>.md and .svg (what misleads is asked once: no plot) after every order of the
+stream, and the record under build/. An interrupted run goes on where it was. `--estimate` runs the first rounds of each method
+alone, and says from these how long the whole will last.
 """
 
 import argparse
