@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: install demo demo-llm model test lint clean
+.PHONY: install demo demo-llm model test test-long lint clean
 
 install: $(STAMP)
 
@@ -31,6 +31,9 @@ model: install
 # One process per core, one thread each: the tests' models are too small to share among threads. More processes are slower.
 test: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadgroup --no-loadscope-reorder
+
+test-long: install
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m long --numprocesses logical --maxprocesses 4 --dist loadgroup --no-loadscope-reorder
 
 lint: install
 	$(BIN)/ruff format --check .

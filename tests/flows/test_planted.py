@@ -11,6 +11,7 @@ from nse.request import EditRequest
 BAD = EditRequest("bad", "France", "The capital of {} is", "Lyon", "Paris", "capital")
 
 
+@pytest.mark.long
 def test_a_planted_correction_is_named_and_the_others_are_proposed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -23,6 +23,9 @@ NIGHTS = 5
 SUBJECT = "Qualcomm"
 
 
+pytestmark = pytest.mark.long
+
+
 @pytest.fixture(scope="module")
 def model() -> EditableModel:
     return load_model(ROOT / "demo/model")
