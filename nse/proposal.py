@@ -1,5 +1,6 @@
 """Settings for a model that no one has tuned, taken from the most similar model with a preset. Measures nothing."""
 
+import json
 import math
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -8,6 +9,7 @@ import yaml
 
 from nse.architecture import EditableModel
 from nse.hyperparameters import Hyperparameters, read_hyperparameters
+from nse.presets import FOLDER
 
 SMALLEST = 50_000_000
 """Parameters of a model at least: in the small models that were trained for one world, facts lie elsewhere than in these."""
@@ -32,13 +34,7 @@ class Evidence:
     source: str
 
 
-PUBLISHED = "published with NSE (arXiv 2410.04045)"
-EVIDENCE = (
-    Evidence("gpt2-xl", "gpt2", 48, 1.56e9, PUBLISHED),
-    Evidence("gpt-j-6b", "gptj", 28, 6.05e9, PUBLISHED),
-    Evidence("llama3-8b", "llama", 32, 8.03e9, PUBLISHED),
-    Evidence("smollm2-135m", "llama", 30, 1.35e8, "measured by us on 100 facts (docs/log.md, 2026-11-29)"),
-)
+EVIDENCE = tuple(Evidence(**row) for row in json.loads((FOLDER / "models.json").read_text(encoding="utf-8")))
 
 
 @dataclass(frozen=True, slots=True)
