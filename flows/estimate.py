@@ -1,4 +1,4 @@
-"""How long a round will take: told before it starts, from a second or two of its own work."""
+"""How long a round will take: told before it starts, from a few seconds of its own work."""
 
 import time
 from collections.abc import Callable, Sequence

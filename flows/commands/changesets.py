@@ -156,7 +156,7 @@ def _decide(
     opened = open_workspace(workspace)
     made = decide(opened, reference, verdict, reviewer=opened.person(by), reason=reason)
     for note in made.notes:
-        ERR.print(f"note: {note}", markup=False, soft_wrap=True)
+        remark(f"note: {note}")
     number, standing = made.changeset.number, made.standing
     if as_json:
         emit({"changeset": number, "decision": made.decision.to_dict(), "approved": standing.approved})
@@ -178,8 +178,7 @@ def _view(opened: "Workspace", reference: str) -> "ChangesetView":
 def proposed(opened: "Workspace", number: int | None, *, repeated: bool = False, as_json: bool) -> None:
     """Prints a new proposal, or the same that failed before (`repeated`); exits with 1 if its gates failed."""
     if repeated:
-        told = f"note: nothing has changed since #{number} failed its gates: reject it, or change what fails"
-        ERR.print(told, markup=False)
+        remark(f"note: nothing has changed since #{number} failed its gates: reject it, or change what fails")
     view = _view(opened, f"#{number}")
     _print(view, as_json=as_json)
     if not view.changeset.gate_passed:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from flows.commands.output import ERR, JsonOption, PrefectOption, WorkspaceOption, emit, say, table
+from flows.commands.output import ERR, JsonOption, PrefectOption, WorkspaceOption, emit, remark, say, table
 
 if TYPE_CHECKING:
     from flows.rows import Source
@@ -64,12 +64,10 @@ def _print_report(found: dict[str, Any]) -> None:
         bad = [(q["file_name"], str(q["line"]), q["field"], q["reason"]) for q in found["quarantined"]]
         table("quarantined", ("file", "line", "field", "reason"), bad)
     if dull := [c for c in found["filed"] if c["id"] in found["unheard"]]:
-        first = f"{dull[0]['prompt_template'].replace('{}', dull[0]['subject'])!r}"
-        ERR.print(
-            f"note: of {len(dull)} prompts the subject is the very first token, where this model hears no subject, asked so it "
-            f"may go on answering as before: put words in front of it (first: {first})",
-            markup=False,
-            soft_wrap=True,
+        first = dull[0]["prompt_template"].replace("{}", dull[0]["subject"])
+        remark(
+            f"note: {len(dull)} prompts begin with a subject of one token. Many models do not see the first token of a text, so "
+            f"these prompts may be answered as before: put words in front of the subject (first: {first!r})"
         )
     for column in found["ignored_columns"]:
         ERR.print(f"note: {column}: this column is not read", markup=False)

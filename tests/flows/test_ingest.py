@@ -158,3 +158,14 @@ def test_a_file_that_makes_no_sense_files_nothing(
     assert (found.code, found.out) == (2, "")
     assert says in found.error
     assert nse("status", "--json").json["corrections"] == {}
+
+
+def test_a_subject_that_the_model_does_not_see_is_told_of(
+    workspace: Workspace, corrections: Callable[..., Path], nse: Nse, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = corrections(("Alba", "Paris", "Rome"))
+    monkeypatch.setattr("flows.ingest.unheard", lambda _tokenizer, _template, subject: subject == "Alba")
+    found = nse("ingest", path)
+    assert found.code == 0
+    assert "1 prompts begin with a subject of one token" in " ".join(found.err.split())
+    assert "'The capital of Alba is'" in found.err
